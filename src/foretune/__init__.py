@@ -1,0 +1,32 @@
+"""foretune: know what preference tuning will do to your model before you run it.
+
+The verbs, each continuing one run folder: `audit`, `forecast`, `train`, `verify`; `load_run` opens a finished one.
+They are loaded on first use, so that importing foretune is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from foretune.records import load_run as load_run
+    from foretune.verbs.audit import audit as audit
+    from foretune.verbs.forecast import forecast as forecast
+    from foretune.verbs.train import train as train
+    from foretune.verbs.verify import verify as verify
+
+__version__ = "0.1.0"
+__all__ = ["audit", "forecast", "load_run", "train", "verify"]
+
+_HOMES = {
+    "audit": "foretune.verbs.audit",
+    "forecast": "foretune.verbs.forecast",
+    "load_run": "foretune.records",
+    "train": "foretune.verbs.train",
+    "verify": "foretune.verbs.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'foretune' has no attribute '{name}'")

@@ -1,0 +1,94 @@
+"""`foretune <verb> …`: chooses the verb before anything heavy is imported; a user's mistake ends with exit code 2."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+VERBS = {
+    "audit": "measure how distinguishable each behaviour is, who helps and who hurts whom",
+    "forecast": "forecast the configured run per behaviour (audits first)",
+    "train": "run it with TRL, every behaviour measured on the way",
+    "verify": "lay forecast and run side by side",
+    "report": "write report.html from a run folder and show the summary",
+    "replay": "repeat a run folder's verbs in a new folder and compare the numbers",
+    "demo": "all of it, on the embedded model and the bundled data",
+}
+
+USAGE = """\
+usage: foretune <verb> [arguments]
+
+Know what preference tuning will do to your model before you run it.
+
+{verbs}
+
+audit, forecast and train take the YAML and flags of `trl dpo`:
+  foretune forecast --config dpo.yaml
+  foretune forecast --model_name_or_path smollm2-135m --dataset_name bundled:statements --output_dir run
+All verbs continue in the same run folder (--output_dir). `foretune <verb> --help` lists a verb's arguments.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 2 a mistake in the input (one sentence on standard error)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        sys.exit(0 if given else 2)
+    if given[0] in ("-V", "--version"):
+        from foretune import __version__
+
+        print(f"foretune {__version__}")
+        sys.exit(0)
+    if given[0] not in VERBS:
+        _fail(f"unknown verb '{given[0]}': use {', '.join(VERBS)}.")
+    _quiet_libraries()
+    from foretune.errors import UserError
+
+    try:
+        import_module(f"foretune.cli.{given[0]}").run(given[1:])
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("stopped; run the same command again to continue.", code=130)
+    except (MemoryError, OSError, RuntimeError) as error:
+        _fail_on_resources(error)
+
+
+def usage() -> str:
+    """The text of `foretune --help`."""
+    width = max(map(len, VERBS))
+    return USAGE.format(verbs="\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()))
+
+
+def _fail_on_resources(error: BaseException) -> None:
+    """One sentence for a full disk or memory, which no check can foresee; anything else is a bug and keeps its trace."""
+    import errno
+
+    text = str(error)
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
+        _fail(f"the disk is full ({text}): free some space and run the same command again; it continues.")
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "DefaultCPUAllocator" in text:
+        _fail(
+            "memory ran out: try a smaller --per_device_train_batch_size or --max_length, or "
+            "--gradient_checkpointing True; run the same command again, it continues."
+        )
+    raise error
+
+
+def _fail(sentence: str, *, code: int = 2) -> None:
+    print(f"foretune: {sentence}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _quiet_libraries() -> None:
+    """Hide other libraries' bars and warnings: what a user must know, foretune says itself."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.warnoptions:
+        import warnings
+
+        warnings.simplefilter("ignore")

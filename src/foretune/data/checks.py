@@ -1,0 +1,110 @@
+"""Which rows can be trained on: types, blanks, equal answers, weights."""
+
+import math
+from typing import Any, NamedTuple
+
+from foretune.errors import UserError
+
+
+class Fault(NamedTuple):
+    """Why a row is dropped; `kind` is "empty", "identical" or "malformed"."""
+
+    kind: str
+    reason: str
+
+
+def pair_fault(prompt: Any, chosen: Any, rejected: Any) -> Fault | None:
+    """Return why this prompt with its two answers cannot be used, or None when it can.
+
+    All three must be text, or all three lists of messages `{"role": str, "content": str}`.
+    """
+    fields = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    for name, value in fields.items():
+        fault = value_fault(name, value)
+        if fault:
+            return fault
+    kinds = {name: _kind(value) for name, value in fields.items()}
+    if len(set(kinds.values())) > 1:
+        told = ", ".join(f"{name} is {kind}" for name, kind in kinds.items())
+        return Fault("malformed", told)
+    if chosen == rejected:
+        return Fault("identical", "chosen and rejected are the same")
+    return None
+
+
+def value_fault(name: str, value: Any) -> Fault | None:
+    """Return why one field cannot be used: missing, blank, of a wrong type or with broken messages."""
+    if value is None:
+        return Fault("empty", f"{name} is missing")
+    if isinstance(value, str):
+        return _text_fault(name, value)
+    if isinstance(value, list):
+        return _conversation_fault(name, value)
+    return Fault("malformed", f"{name} is {type(value).__name__}, neither text nor a list of messages")
+
+
+def check_weight(value: Any, *, column: str, place: str) -> float | None:
+    """Return a row's weight as a float, None where the row has none.
+
+    Raises:
+        UserError: the weight is not a finite number >= 0.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        # bool is an int in Python, but a true/false column is hardly meant as weights.
+        weight = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        weight = math.nan
+    if not math.isfinite(weight) or weight < 0:
+        raise UserError(
+            f"weight column '{column}' holds {value!r} in {place}; weights must be finite numbers of at least 0."
+        )
+    return weight
+
+
+def _kind(value: Any) -> str:
+    return "text" if isinstance(value, str) else "a conversation"
+
+
+def _text_fault(name: str, text: str) -> Fault | None:
+    if not text.strip():
+        return Fault("empty", f"{name} is blank")
+    if not _is_encodable(text):
+        return Fault("malformed", f"{name} holds half of a surrogate pair, which is no valid text")
+    return None
+
+
+def _conversation_fault(name: str, messages: list) -> Fault | None:
+    for message in messages:
+        reason = _message_fault(message)
+        if reason:
+            return Fault("malformed", f"a message of {name} {reason}")
+    if not any(message.get("tool_calls") or (message.get("content") or "").strip() for message in messages):
+        return Fault("empty", f"{name} is blank")
+    return None
+
+
+def _message_fault(message: Any) -> str | None:
+    if not isinstance(message, dict):
+        return f"is {type(message).__name__}, not an object with role and content"
+    if not isinstance(message.get("role"), str):
+        return "has no role"
+    content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        return None
+    if not isinstance(content, str):
+        return f"has content of type {type(content).__name__}, not text"
+    if not _is_encodable(content):
+        return "holds half of a surrogate pair, which is no valid text"
+    return None
+
+
+def _is_encodable(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

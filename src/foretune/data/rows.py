@@ -1,0 +1,104 @@
+"""From raw rows to pairs: the format, the behaviour, the weight and the checks, row by row."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from foretune.data.accounts import Account
+from foretune.data.behaviours import Naming, check_wanted
+from foretune.data.checks import Fault, check_weight
+from foretune.data.formats import layout, read_pair, refine
+from foretune.data.sources import Part
+from foretune.data.splits import Pair
+from foretune.data.tables import EXTRAS
+from foretune.errors import UserError
+
+DEFAULT_WEIGHT_COLUMN = "weight"
+
+
+def common_format(parts: Sequence[Part]) -> str:
+    """Return the one format that all parts have.
+
+    Raises:
+        UserError: a part has no known format, or two parts differ.
+    """
+    layouts = [layout(part.columns, source=part.label) for part in parts]
+    for part, found in zip(parts, layouts, strict=True):
+        if found != layouts[0]:
+            raise UserError(
+                f"{parts[0].label} holds rows of format '{layouts[0]}' but {part.label} of format '{found}'; "
+                "load them one by one."
+            )
+    return refine(layouts[0], [row for part in parts for row in part.rows[:1000]])
+
+
+class RowReader:
+    """Turns parts into pairs and enters every row in the account."""
+
+    def __init__(
+        self,
+        *,
+        format: str,
+        naming: Naming,
+        weight_column: str,
+        behaviours: Sequence[str] | None,
+        account: Account,
+    ) -> None:
+        """Keep what does not change from row to row; `behaviours` None takes all of them."""
+        self._format = format
+        self._naming = naming
+        self._weight_column = weight_column
+        self._wanted = None if behaviours is None else set(behaviours)
+        self._account = account
+        self.found: set[str] = set()
+        self.missing_weights = 0
+
+    def read(self, parts: Sequence[Part], split: str) -> list[Pair]:
+        """Return the usable rows of these parts in their order, as pairs of this split."""
+        pairs = (self._read_row(part, number, split) for part in parts for number in range(len(part.rows)))
+        return [pair for pair in pairs if pair is not None]
+
+    def _read_row(self, part: Part, number: int, split: str) -> Pair | None:
+        row = part.rows[number]
+        behaviour = self._naming.name(part, row)
+        self.found.add(behaviour)
+        if self._wanted is not None and behaviour not in self._wanted:
+            return None
+        place = f"row {number + 1} of {part.label}"
+        weight = self._weight(part, row, place)
+        result = read_pair(row, format=self._format)
+        if isinstance(result, Fault):
+            self._account.add(behaviour, split, "read", result.kind)
+            if result.kind == "malformed" and self._account.first_malformed is None:
+                self._account.first_malformed = f"{place}: {result.reason}"
+            return None
+        self._account.add(behaviour, split, "read")
+        return Pair(behaviour, result, weight, {name: row.get(name) for name in EXTRAS if name in part.columns})
+
+    def _weight(self, part: Part, row: dict[str, Any], place: str) -> float:
+        weight = check_weight(row.get(self._weight_column), column=self._weight_column, place=place)
+        if weight is not None:
+            return weight
+        self.missing_weights += self._weight_column in part.columns
+        return 1.0
+
+
+def check_weight_column(parts: Sequence[Part], column: str) -> None:
+    """Raise a UserError when the user named a weight column that no part has."""
+    if column != DEFAULT_WEIGHT_COLUMN and not any(column in part.columns for part in parts):
+        found = ", ".join(parts[0].columns)
+        raise UserError(f"no weight column '{column}': found {found}; pass one of them with --weight_column.")
+
+
+def check_left(pairs: Sequence[Pair], *, reader: RowReader, behaviours: Sequence[str] | None, account: Account) -> None:
+    """Raise a UserError when a wanted behaviour does not exist, or when no training row was usable."""
+    if reader.found:
+        check_wanted(behaviours or (), sorted(reader.found))
+    if pairs:
+        if not any(pair.weight for pair in pairs):
+            raise UserError("the weights of all training rows are 0; give some rows a weight above 0.")
+        return
+    read, dropped = account.total("read"), account.dropped()
+    if not read:
+        raise UserError("the data has no rows; check the file and the split.")
+    first = f"; the first malformed one is {account.first_malformed}" if account.first_malformed else ""
+    raise UserError(f"no training rows are left of {read} rows read: {dropped or 'all of them are test rows'}{first}.")

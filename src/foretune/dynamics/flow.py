@@ -1,0 +1,67 @@
+"""Gradient flow of margins that are linear in the trained weights: du/dt = −(1/Σw) Σ w_i ℓ′(m_i) φ_i, m = Φu."""
+
+import numpy as np
+from scipy.integrate import solve_ivp
+
+from foretune.objectives import Objective
+from foretune.objectives.base import FloatArray
+
+
+def gradient_flow(
+    features: FloatArray,
+    weights: FloatArray,
+    objective: Objective,
+    *,
+    times: FloatArray,
+    tolerance: float = 1e-7,
+) -> FloatArray:
+    """Weights u along the flow (theory T0), by an adaptive Runge–Kutta method of order 8.
+
+    Args:
+        features: φ of the training pairs, shape (n, dim).
+        weights: row weights ≥ 0, shape (n,).
+        objective: the loss of a margin.
+        times: increasing, from 0; in units of Σ learning rates.
+        tolerance: relative local error.
+
+    Returns:
+        u at each time, shape (len(times), dim). Margins of any pairs are u @ Φᵀ.
+
+    The flow lives in the span of the rows: where those are fewer than the dimensions, it is integrated there.
+    """
+    basis, reduced = _span(features)
+    share = weights / weights.sum()
+
+    def velocity(_: float, position: FloatArray) -> FloatArray:
+        return -(share * objective.slope(reduced @ position)) @ reduced
+
+    solution = solve_ivp(
+        velocity,
+        (0.0, float(times[-1])),
+        np.zeros(reduced.shape[1]),
+        method="DOP853",
+        t_eval=times,
+        rtol=tolerance,
+        atol=tolerance * 1e-3,
+    )
+    assert solution.success, solution.message
+    return solution.y.T if basis is None else solution.y.T @ basis
+
+
+def gradient_descent(
+    features: FloatArray, weights: FloatArray, objective: Objective, *, learning_rate: float, steps: int
+) -> FloatArray:
+    """The same by full-batch descent: u after 0, 1, …, steps; shape (steps + 1, dim)."""
+    share = weights / weights.sum()
+    path = np.zeros((steps + 1, features.shape[1]))
+    for step in range(steps):
+        path[step + 1] = path[step] - learning_rate * (share * objective.slope(features @ path[step])) @ features
+    return path
+
+
+def _span(features: FloatArray) -> tuple[FloatArray | None, FloatArray]:
+    """An orthonormal basis (n, dim) of the rows' span and the rows in it, when that is smaller."""
+    if len(features) >= features.shape[1]:
+        return None, features
+    basis, triangle = np.linalg.qr(features.T)
+    return basis.T, triangle.T

@@ -1,0 +1,163 @@
+"""The forecast of a run that trains the unembedding: curves per behaviour, jointly and each behaviour alone."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretune.dynamics.closed_form import second_order_weights
+from foretune.dynamics.curves import curve_rows, learning_order
+from foretune.dynamics.flow import gradient_flow
+from foretune.dynamics.simulated_run import HeadProblem, simulate_run
+from foretune.objectives import Objective
+from foretune.objectives.base import FloatArray
+
+# The second-order closed form diagonalises a matrix of this size at most.
+LARGEST_SPECTRUM = 4096
+
+
+class ForecastProblem(NamedTuple):
+    """What a forecast is made from; n pairs, those trained on and those held out.
+
+    Attributes:
+        head: the exact problem of the unembedding, all rows trained.
+        small_head: the same with fewer rows, for the runs of single behaviours; None: those are not wanted.
+        features: φ of each pair, shape (n, dim).
+        behaviour_of: shape (n,).
+        split_of: shape (n,).
+        weights: row weights, mean 1 over the training pairs, shape (n,).
+        train_pairs: indices of the training pairs in the order of the training data.
+        observed: indices of the pairs that curves are averaged over.
+        objective: the loss.
+        arguments: the run's own `TrainingArguments`.
+        observations: number of recorded steps.
+    """
+
+    head: HeadProblem
+    small_head: HeadProblem | None
+    features: FloatArray
+    behaviour_of: np.ndarray
+    split_of: np.ndarray
+    weights: FloatArray
+    train_pairs: NDArray[np.int64]
+    observed: NDArray[np.int64]
+    objective: Objective
+    arguments: Any
+    observations: int
+
+
+class Forecast(NamedTuple):
+    """Curves and what follows from them.
+
+    Attributes:
+        rows: rows of forecast.parquet.
+        steps: recorded steps of the joint run.
+        margins: joint simulated run: margins of the observed pairs at those steps, shape (T, observed).
+        order: behaviours in the order in which they are learned, first to last.
+        num_steps: optimiser steps of the run.
+        learning_rates: at every step.
+    """
+
+    rows: list[dict[str, Any]]
+    steps: list[int]
+    margins: FloatArray
+    order: list[str]
+    num_steps: int
+    learning_rates: list[float]
+
+
+def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = lambda what: None) -> Forecast:
+    """Forecast the run: simulated with the user's optimiser, and by gradient flow and its second-order closed form.
+
+    Args:
+        problem: what to forecast.
+        progress: told what is being computed.
+    """
+    progress("the joint run")
+    joint = simulate_run(
+        problem.head,
+        problem.arguments,
+        problem.objective,
+        train_pairs=problem.train_pairs,
+        weights=problem.weights,
+        observed=problem.observed,  # pyright: ignore
+        observations=problem.observations,
+    )
+    times = np.concatenate([[0.0], np.cumsum(joint.learning_rates)])[joint.steps]
+    rows = _rows(problem, "simulated_run", "mixture", joint.steps, joint.margins)
+    order = learning_order(rows, split="train")
+    rows += _flows(problem, "mixture", problem.train_pairs, joint.steps, times)
+    if problem.small_head is not None:
+        for behaviour in np.unique(problem.behaviour_of[problem.train_pairs]):
+            progress(f"{behaviour} alone")
+            rows += _alone(problem, problem.small_head, behaviour, joint.steps, times, len(joint.learning_rates))
+    return Forecast(rows, joint.steps, joint.margins, order, len(joint.learning_rates), joint.learning_rates)
+
+
+def _alone(
+    problem: ForecastProblem, head: HeadProblem, behaviour: str, steps: list[int], times: FloatArray, num_steps: int
+) -> list[dict[str, Any]]:
+    """Curves of one behaviour trained alone, for as many steps as the joint run has."""
+    own = problem.train_pairs[problem.behaviour_of[problem.train_pairs] == behaviour]
+    if problem.weights[own].sum() == 0:
+        return []
+    arguments = copy.copy(problem.arguments)
+    arguments.max_steps = num_steps
+    members = problem.observed[problem.behaviour_of[problem.observed] == behaviour]
+    run = simulate_run(
+        head,
+        arguments,
+        problem.objective,
+        train_pairs=own,
+        weights=problem.weights,
+        observed=members,  # pyright: ignore
+        observations=problem.observations,
+    )
+    rows = _rows(problem, "simulated_run", "alone", steps, run.margins, members)
+    return rows + _flows(problem, "alone", own, steps, times, members)
+
+
+def _flows(
+    problem: ForecastProblem,
+    trained_on: str,
+    train: NDArray[np.int64],
+    steps: list[int],
+    times: FloatArray,
+    members: NDArray[np.int64] | None = None,
+) -> list[dict[str, Any]]:
+    """Gradient flow and second order on the clock Σ learning rates (the clock of SGD)."""
+    features = problem.features[train].astype(float)
+    seen = problem.features[problem.observed if members is None else members].T
+    paths = {"gradient_flow": gradient_flow(features, problem.weights[train], problem.objective, times=times)}
+    uniform = np.ptp(problem.weights[train]) == 0
+    if uniform and min(features.shape) <= LARGEST_SPECTRUM:
+        paths["second_order"] = second_order_weights(times, features, problem.objective)
+    rows = []
+    for method, path in paths.items():
+        rows += _rows(problem, method, trained_on, steps, path @ seen, members)
+    return rows
+
+
+def _rows(
+    problem: ForecastProblem,
+    method: str,
+    trained_on: str,
+    steps: Sequence[int],
+    margins: FloatArray,
+    members: NDArray[np.int64] | None = None,
+) -> list[dict[str, Any]]:
+    members = problem.observed if members is None else members
+    reference = problem.head.reference.double().numpy()[:, members]
+    rows = curve_rows(
+        steps,
+        margins,
+        problem.behaviour_of[members],
+        problem.split_of[members],
+        problem.objective,
+        reference_margin=reference[0] - reference[1],
+        weights=problem.weights[members],
+    )
+    kept = rows if trained_on == "mixture" else [row for row in rows if row["behaviour"] != "all"]
+    return [{"method": method, "trained_on": trained_on, **row} for row in kept]

@@ -1,0 +1,65 @@
+"""Short vectors whose inner products estimate those of the unembedding gradients.
+
+The gradient of a margin with respect to the unembedding is a sum of outer products r hᵀ (vocabulary × hidden), far too
+large to keep a row of. TensorSketch (Pham & Pagh, KDD 2013) maps such a product to `dim` numbers: count sketches of r
+and of h, convolved by FFT. Inner products are unbiased; their standard deviation is at most about √(2/dim)·‖φ‖‖φ′‖ for
+generic vectors (2 % for 8192), √(4/dim) in the worst case.
+"""
+
+import torch
+from torch import Tensor
+
+
+class TensorSketch:
+    """A fixed random linear map of vocabulary × hidden matrices to `dim` numbers.
+
+    Args:
+        vocabulary: rows of the matrices.
+        hidden: columns of the matrices.
+        dim: length of a sketch.
+        seed: seed of the hashes; sketches are comparable only under one seed.
+    """
+
+    def __init__(self, vocabulary: int, hidden: int, *, dim: int = 8192, seed: int = 0, device: str = "cpu") -> None:
+        """Draw hashes and signs from `seed`, always on the CPU so that every device agrees."""
+        generator = torch.Generator().manual_seed(seed)
+        self.dim = dim
+        self._row_sign = _signs(vocabulary, generator).to(device)
+        self._column_sign = _signs(hidden, generator).to(device)
+        self._row_bucket = torch.randint(dim, (vocabulary,), generator=generator).to(device)
+        self._column_bucket = torch.randint(dim, (hidden,), generator=generator).to(device)
+
+    def rows(self, residuals: Tensor) -> Tensor:
+        """Count sketch of vocabulary vectors: (n, vocabulary) → (n, dim)."""
+        return _count_sketch(residuals, self._row_sign, self._row_bucket, self.dim)
+
+    def one_hot_rows(self, tokens: Tensor, values: Tensor, owner: Tensor, count: int) -> Tensor:
+        """Count sketch of sparse vocabulary vectors: value i at token i of vector owner i; → (count, dim)."""
+        flat = owner * self.dim + self._row_bucket[tokens]
+        sketch = values.new_zeros(count * self.dim).index_add(0, flat, values * self._row_sign[tokens])
+        return sketch.view(count, self.dim)
+
+    def products(self, row_sketches: Tensor, states: Tensor, owner: Tensor, count: int) -> Tensor:
+        """Sketch of Σ r hᵀ over the members of each group.
+
+        Args:
+            row_sketches: count sketches of the r, shape (n, dim).
+            states: the h, shape (n, hidden).
+            owner: group of each member, shape (n,).
+            count: number of groups.
+
+        Returns:
+            Shape (count, dim).
+        """
+        columns = _count_sketch(states, self._column_sign, self._column_bucket, self.dim)
+        spectrum = torch.fft.rfft(row_sketches) * torch.fft.rfft(columns)
+        grouped = spectrum.new_zeros(count, spectrum.shape[1]).index_add(0, owner, spectrum)
+        return torch.fft.irfft(grouped, n=self.dim)
+
+
+def _signs(length: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(2, (length,), generator=generator).float() * 2 - 1
+
+
+def _count_sketch(vectors: Tensor, sign: Tensor, bucket: Tensor, dim: int) -> Tensor:
+    return vectors.new_zeros(len(vectors), dim).index_add(1, bucket, vectors * sign)

@@ -1,0 +1,195 @@
+"""Features of the unembedding W in closed form, no backward pass: ∇_W log π(y|x) = Σ_t (e_{y_t} − p_t) h_tᵀ.
+
+One forward pass over the pairs yields what everything later is computed from:
+
+- the final hidden states that predict response tokens (the only thing a run that trains W alone depends on),
+- the reference log-probabilities,
+- a sketch of each pair's feature φ = ∇_W margin (theory T13).
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foretune.features.sketch import TensorSketch
+from foretune.features.store import ShardStore
+from foretune.models.batches import Targets, num_states, states_of, targets_of, token_batches
+from foretune.models.encoding import EncodedPair
+from foretune.models.head import Head, head_of
+from foretune.scores.log_probs import STATES_AT_ONCE, sum_by_response
+
+PAIRS_PER_SHARD = 256
+
+
+class PairFeatures(NamedTuple):
+    """What one pass measured, rows in the order of the pairs given.
+
+    Attributes:
+        chosen_logp: reference log-probabilities of the chosen responses, float64, shape (n,).
+        rejected_logp: those of the rejected responses.
+        first_state: the final hidden state at the last prompt token, float64, shape (n, hidden).
+        chosen_mean: mean final hidden state over the chosen response's tokens, float64, shape (n, hidden).
+        rejected_mean: the same of the rejected response.
+        sketch: φ, float32, shape (n, sketch_dim); inner products estimate those of ∇_W margin.
+    """
+
+    chosen_logp: NDArray[np.float64]
+    rejected_logp: NDArray[np.float64]
+    first_state: NDArray[np.float64]
+    chosen_mean: NDArray[np.float64]
+    rejected_mean: NDArray[np.float64]
+    sketch: NDArray[np.float32]
+
+
+class StateBlock(NamedTuple):
+    """The scored hidden states of consecutive pairs.
+
+    Attributes:
+        states: shape (states, hidden), in the dtype of the pass.
+        targets: what is scored on them.
+    """
+
+    states: Tensor
+    targets: Targets
+
+
+def measure_pairs(
+    model: torch.nn.Module,
+    pairs: Sequence[EncodedPair],
+    store: ShardStore,
+    *,
+    sketch_dim: int = 8192,
+    packed: bool = True,
+    progress: Callable[[int], None] = lambda pairs_done: None,
+) -> PairFeatures:
+    """Run the pass, or what is missing of it, and return its results.
+
+    Args:
+        model: the reference model.
+        pairs: all pairs; blocks of 256 of them make a shard.
+        store: where shards go; those already there under the same key are not computed again.
+        sketch_dim: length of φ's sketch.
+        packed: compute each prompt once (see `foretune.models.batches`).
+        progress: called with the number of pairs finished so far.
+    """
+    head = head_of(model)
+    sketch = TensorSketch(*head.weight.shape, dim=sketch_dim, device=str(head.weight.device))
+    blocks = shard_ranges(len(pairs))
+    store.discard_foreign(len(blocks))
+    for index, (start, stop) in enumerate(blocks):
+        if not store.has(index):
+            store.write(index, _measure_block(model, head, sketch, pairs[start:stop], packed))
+        progress(stop)
+    return read_features(store, len(pairs))
+
+
+def shard_ranges(count: int) -> list[tuple[int, int]]:
+    """(start, stop) of each shard's pairs."""
+    return [(start, min(start + PAIRS_PER_SHARD, count)) for start in range(0, count, PAIRS_PER_SHARD)]
+
+
+def read_features(store: ShardStore, num_pairs: int) -> PairFeatures:
+    """Read a finished pass back."""
+    tensors = store.concatenated(len(shard_ranges(num_pairs)), PairFeatures._fields)
+    return PairFeatures(
+        **{name: tensor.numpy() if name == "sketch" else tensor.double().numpy() for name, tensor in tensors.items()}
+    )
+
+
+def read_states(store: ShardStore, pairs: Sequence[EncodedPair]) -> StateBlock:
+    """All scored states with their targets, pairs numbered as in `pairs`."""
+    states = store.concatenated(len(shard_ranges(len(pairs))), ["states"])["states"]
+    return StateBlock(states, targets_of(pairs))
+
+
+def open_store(run_folder: Path, key: str) -> ShardStore:
+    """The feature shards of a run folder."""
+    return ShardStore(run_folder / "features", key)
+
+
+@torch.no_grad()
+def _measure_block(
+    model: torch.nn.Module, head: Head, sketch: TensorSketch, pairs: Sequence[EncodedPair], packed: bool
+) -> dict[str, Tensor]:
+    states = _states_in_order(model, pairs, packed)
+    targets = Targets(*(part.to(states.device) for part in targets_of(pairs)))
+    row_sketches, log_probs = _residuals(head, sketch, states, targets)
+    owner = _owner_of_states(pairs).to(states.device)
+    scores = sum_by_response(log_probs, targets, len(pairs))
+    chosen_mean, rejected_mean = _response_means(states.float(), pairs)
+    tensors = {
+        "states": states,
+        "chosen_logp": scores.chosen,
+        "rejected_logp": scores.rejected,
+        "first_state": states[_first_states(pairs)],
+        "chosen_mean": chosen_mean,
+        "rejected_mean": rejected_mean,
+        "sketch": sketch.products(row_sketches, states.float(), owner, len(pairs)),
+    }
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+def _states_in_order(model: torch.nn.Module, pairs: Sequence[EncodedPair], packed: bool) -> Tensor:
+    """Hidden states pair by pair in the given order, computed in batches of similar length."""
+    parts: list[Tensor] = [torch.empty(0)] * len(pairs)
+    for batch in token_batches(pairs):
+        members = [pairs[index] for index in batch]
+        found = states_of(model, members, packed=packed).split([num_states(pair) for pair in members])
+        for index, part in zip(batch, found, strict=True):
+            parts[index] = part
+    return torch.cat(parts)
+
+
+def _residuals(head: Head, sketch: TensorSketch, states: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Count sketches of each state's signed residual Σ ±(e_y − p), and the log-probability of each target.
+
+    At the state that both responses start from, p cancels: chosen and rejected are scored on the same softmax.
+    """
+    token_logits = head.token_logits(states[targets.state], targets.token)
+    one_hot = sketch.one_hot_rows(
+        targets.token, targets.sign * _gradient_factor(head, token_logits), targets.state, len(states)
+    )
+    softmax_count = states.new_zeros(len(states), dtype=torch.float32).index_add(0, targets.state, targets.sign)
+    normaliser = torch.empty(len(states), device=states.device)
+    for start in range(0, len(states), STATES_AT_ONCE):
+        chunk = slice(start, start + STATES_AT_ONCE)
+        logits = head.logits(states[chunk])
+        normaliser[chunk] = torch.logsumexp(logits, -1)
+        needed = softmax_count[chunk] != 0
+        probabilities = torch.exp(logits[needed] - normaliser[chunk][needed, None])
+        weighted = probabilities * _gradient_factor(head, logits[needed])
+        rows = torch.arange(start, start + len(logits), device=states.device)[needed]
+        one_hot[rows] -= softmax_count[rows, None] * sketch.rows(weighted)
+    return one_hot, token_logits - normaliser[targets.state]
+
+
+def _gradient_factor(head: Head, logits: Tensor) -> Tensor:
+    """d logit / d(h Wᵀ): the scale, times the slope of the soft-capping where the model has one."""
+    factor = torch.full_like(logits, head.scale)
+    return factor if head.softcap is None else factor * (1 - (logits / head.softcap) ** 2)
+
+
+def _first_states(pairs: Sequence[EncodedPair]) -> list[int]:
+    offsets = np.cumsum([0, *(num_states(pair) for pair in pairs)])
+    return offsets[:-1].tolist()
+
+
+def _owner_of_states(pairs: Sequence[EncodedPair]) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(pairs)), torch.tensor([num_states(pair) for pair in pairs]))
+
+
+def _response_means(states: Tensor, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
+    """Mean state after reading each response token but the last (the end token); one-token answers: the first state."""
+    means: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for start, pair in zip(_first_states(pairs), pairs, strict=True):
+        missing = 0 if pair.prompt_ids else 1
+        middle = start + 1 + max(len(pair.chosen_ids) - missing - 1, 0)
+        stop = start + num_states(pair)
+        for collected, begin, end in ((means[0], start + 1, middle), (means[1], middle, stop)):
+            collected.append(states[begin:end].mean(0) if end > begin else states[start])
+    return torch.stack(means[0]), torch.stack(means[1])

@@ -1,0 +1,1 @@
+"""Models and tokenizers: loading, encoding, batches, the output layer."""

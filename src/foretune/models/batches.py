@@ -1,0 +1,156 @@
+"""Forward passes in which the prompt is computed once for both responses.
+
+A pair is a small tree: the prompt, and two branches. It is packed into one sequence, prompt + chosen + rejected, whose
+attention mask keeps the branches from seeing each other and whose position ids restart at the end of the prompt. The
+last token of a branch predicts nothing, so it is not computed. Where a model cannot take such a mask, the two
+branches are computed as separate sequences.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from foretune.models.encoding import EncodedPair
+from foretune.models.head import causal_model, trunk
+
+
+class Targets(NamedTuple):
+    """What is scored: one entry a response token, chosen first, then rejected, pair by pair.
+
+    Attributes:
+        state: index of the hidden state that predicts the token, into the states of the same pairs.
+        token: the token's id.
+        pair: index of the pair.
+        sign: +1 for a token of the chosen response, −1 for one of the rejected.
+    """
+
+    state: Tensor
+    token: Tensor
+    pair: Tensor
+    sign: Tensor
+
+
+def num_states(pair: EncodedPair) -> int:
+    """Distinct hidden states that predict the pair's response tokens; the first is common to both responses."""
+    scored_chosen, scored_rejected = _scored(pair)
+    return 1 + max(scored_chosen - 1, 0) + max(scored_rejected - 1, 0)
+
+
+def _scored(pair: EncodedPair) -> tuple[int, int]:
+    """Scored tokens of each response: all, but for the first one where there is no prompt to predict it."""
+    missing = 0 if pair.prompt_ids else 1
+    return len(pair.chosen_ids) - missing, len(pair.rejected_ids) - missing
+
+
+def targets_of(pairs: Sequence[EncodedPair]) -> Targets:
+    """The scored tokens of `pairs`, states numbered in the order in which `states_of` returns them."""
+    state, token, owner, sign = [], [], [], []
+    offset = 0
+    for index, pair in enumerate(pairs):
+        skip = 0 if pair.prompt_ids else 1
+        scored_chosen, scored_rejected = _scored(pair)
+        branch_chosen = [offset, *range(offset + 1, offset + scored_chosen)]
+        second = offset + 1 + max(scored_chosen - 1, 0)
+        branch_rejected = [offset, *range(second, second + scored_rejected - 1)]
+        for ids, branch, direction in (
+            (pair.chosen_ids[skip:], branch_chosen, 1.0),
+            (pair.rejected_ids[skip:], branch_rejected, -1.0),
+        ):
+            state += branch[: len(ids)]
+            token += ids
+            owner += [index] * len(ids)
+            sign += [direction] * len(ids)
+        offset += num_states(pair)
+    return Targets(torch.tensor(state), torch.tensor(token), torch.tensor(owner), torch.tensor(sign))
+
+
+def token_batches(pairs: Sequence[EncodedPair], *, budget: int = 2048) -> Iterator[list[int]]:
+    """Indices of `pairs` in batches of similar length, each of at most `budget` tokens with its padding."""
+    lengths = [packed_length(pair) for pair in pairs]
+    batch: list[int] = []
+    for index in sorted(range(len(pairs)), key=lambda i: (-lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def packed_length(pair: EncodedPair) -> int:
+    """Tokens that the packed sequence of a pair has."""
+    branches = max(len(pair.chosen_ids) - 1, 0) + max(len(pair.rejected_ids) - 1, 0)
+    return max(len(pair.prompt_ids), 1) + branches
+
+
+def states_of(model: torch.nn.Module, pairs: Sequence[EncodedPair], *, packed: bool = True) -> Tensor:
+    """Final hidden states that predict the response tokens, shape (Σ num_states, hidden), pair by pair.
+
+    Args:
+        model: a causal language model, plain or with PEFT adapters.
+        pairs: one batch; it is padded to its longest member.
+        packed: compute the prompt once (False: two separate sequences a pair, the slow way).
+    """
+    return (_packed_states if packed and _can_pack(pairs) else _separate_states)(model, pairs)
+
+
+def supports_packing(model: torch.nn.Module) -> bool:
+    """Whether the architecture is known to take a four-dimensional mask; the probe on real rows has the last word."""
+    inner = causal_model(model)
+    config = inner.config.get_text_config()
+    mixes_windows = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    recurrent = getattr(config, "model_type", "") in {"mamba", "mamba2", "rwkv", "falcon_mamba", "recurrent_gemma"}
+    return config._attn_implementation in {"sdpa", "eager"} and not mixes_windows and not recurrent
+
+
+def _can_pack(pairs: Sequence[EncodedPair]) -> bool:
+    return all(pair.prompt_ids for pair in pairs)
+
+
+def _packed_states(model: torch.nn.Module, pairs: Sequence[EncodedPair]) -> Tensor:
+    device = next(model.parameters()).device
+    length = max(packed_length(pair) for pair in pairs)
+    ids = torch.zeros(len(pairs), length, dtype=torch.long)
+    positions = torch.zeros(len(pairs), length, dtype=torch.long)
+    visible = torch.tril(torch.ones(length, length, dtype=torch.bool)).repeat(len(pairs), 1, 1)
+    where: list[Tensor] = []
+    for row, pair in enumerate(pairs):
+        prompt, chosen, rejected = pair.prompt_ids, pair.chosen_ids[:-1], pair.rejected_ids[:-1]
+        tokens = prompt + chosen + rejected
+        start, second = len(prompt), len(prompt) + len(chosen)
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        positions[row, : len(tokens)] = torch.tensor([*range(second), *range(start, start + len(rejected))])
+        visible[row, second:, start:second] = False
+        # the padding sees itself alone, so that its softmax is defined; nothing sees it
+        visible[row, len(tokens) :, : len(tokens)] = False
+        where.append(torch.arange(start - 1, len(tokens)) + row * length)
+    dtype = next(model.parameters()).dtype
+    mask = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+    output = trunk(model)(
+        input_ids=ids.to(device),
+        attention_mask=mask[:, None].to(device),
+        position_ids=positions.to(device),
+        use_cache=False,
+    ).last_hidden_state
+    return output.flatten(0, 1)[torch.cat(where).to(device)]
+
+
+def _separate_states(model: torch.nn.Module, pairs: Sequence[EncodedPair]) -> Tensor:
+    device = next(model.parameters()).device
+    sequences = [pair.prompt_ids + ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
+    length = max(len(tokens) for tokens in sequences)
+    ids = torch.zeros(len(sequences), length, dtype=torch.long)
+    mask = torch.zeros(len(sequences), length, dtype=torch.long)
+    for row, tokens in enumerate(sequences):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        mask[row, : len(tokens)] = 1
+    output = trunk(model)(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).last_hidden_state
+    picked = []
+    for index, pair in enumerate(pairs):
+        start = max(len(pair.prompt_ids), 1) - 1
+        scored_chosen, scored_rejected = _scored(pair)
+        picked.append(output[2 * index, start : start + max(scored_chosen, 1)])
+        picked.append(output[2 * index + 1, start + 1 : start + max(scored_rejected, 1)])
+    return torch.cat(picked)

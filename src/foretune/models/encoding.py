@@ -1,0 +1,105 @@
+"""Turn preference rows into token ids exactly as TRL 1.16's `DPOTrainer` does (its `_prepare_dataset` and collator)."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+
+class EncodedPair(NamedTuple):
+    """One preference pair in token ids, truncated as in training.
+
+    `prompt_ids` are what chosen and rejected have in common according to TRL: the beginning of the encoded prompt
+    that both encoded conversations keep.
+    """
+
+    pair_id: int
+    behaviour: str
+    split: str
+    weight: float
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    truncated: bool
+
+
+class Encoded(NamedTuple):
+    """The pairs that training will see, and how many were lost or cut, per (behaviour, split)."""
+
+    pairs: list[EncodedPair]
+    too_long: dict[tuple[str, str], int]
+    truncated: dict[tuple[str, str], int]
+
+
+def encode_pair(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], list[int]]:
+    """Token ids of prompt, chosen and rejected, not truncated.
+
+    Strings get the end-of-sequence token appended unless they end with it; conversations go through the chat template
+    (with the generation prompt after the prompt). The prompt is cut where its encoding stops being a prefix of both
+    encoded sequences, because tokens may merge across the border.
+    """
+    if isinstance(row["prompt"], str):
+        eos = tokenizer.eos_token or ""
+        answers = [text if text.endswith(eos) else text + eos for text in (row["chosen"], row["rejected"])]
+        prompt = tokenizer(text=row["prompt"])["input_ids"]
+        whole = [tokenizer(text=row["prompt"] + answer)["input_ids"] for answer in answers]
+    else:
+        tools = row.get("tools")
+        options = {
+            "tools": json.loads(tools) if isinstance(tools, str) else tools,
+            **(row.get("chat_template_kwargs") or {}),
+        }
+        prompt = _template(tokenizer, row["prompt"], add_generation_prompt=True, **options)
+        whole = [_template(tokenizer, row["prompt"] + row[side], **options) for side in ("chosen", "rejected")]
+    shared = min(_common_prefix(prompt, ids) for ids in whole)
+    return prompt[:shared], whole[0][shared:], whole[1][shared:]
+
+
+def encode(
+    rows: Iterable[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    split: str,
+    max_length: int | None,
+    context: int | None = None,
+) -> Encoded:
+    """Encode rows in their order; a row whose prompt alone fills `max_length` is dropped, as TRL does.
+
+    Args:
+        rows: mappings with prompt, chosen, rejected, pair_id, behaviour, weight.
+        tokenizer: the model's tokenizer.
+        split: name given to these pairs.
+        max_length: tokens kept of prompt plus response (the end is cut); None keeps all.
+        context: positions that the model has; rows beyond it are treated in the same way.
+    """
+    limits = [limit for limit in (max_length, context) if limit]
+    limit = min(limits) if limits else None
+    encoded = Encoded([], {}, {})
+    for row in rows:
+        prompt, chosen, rejected = encode_pair(row, tokenizer)
+        group = (row["behaviour"], split)
+        if limit is not None and len(prompt) >= limit:
+            encoded.too_long[group] = encoded.too_long.get(group, 0) + 1
+            continue
+        room = None if limit is None else limit - len(prompt)
+        cut = room is not None and max(len(chosen), len(rejected)) > room
+        if cut:
+            encoded.truncated[group] = encoded.truncated.get(group, 0) + 1
+        encoded.pairs.append(
+            EncodedPair(row["pair_id"], *group, float(row["weight"]), prompt, chosen[:room], rejected[:room], cut)
+        )
+    return encoded
+
+
+def _template(tokenizer: PreTrainedTokenizerBase, messages: list, **options: Any) -> list[int]:
+    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]
+
+
+def _common_prefix(left: list[int], right: list[int]) -> int:
+    length = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length

@@ -1,0 +1,101 @@
+"""Load any decoder for causal language modelling: hub id, local folder, GGUF file, or the embedded model."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from foretune.errors import UserError
+from foretune.models.dtype import fastest_dtype
+from foretune.models.embedded import EMBEDDED_MODEL, EMBEDDED_NOTE, converted, embedded_gguf
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class LoadedModel(NamedTuple):
+    """A model with its tokenizer, in evaluation mode.
+
+    Attributes:
+        model: the decoder with its output layer.
+        tokenizer: its tokenizer, with a padding token.
+        name: what the user asked for.
+        folder: what transformers was given: a hub id or a local folder.
+        note: what a reader of the figures must know about these weights, or None.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    folder: str
+    note: str | None
+
+
+def resolve_name(name: str) -> tuple[str, str | None]:
+    """The folder or hub id to load for `name`, and a note on the weights; GGUF files are converted once."""
+    if name == EMBEDDED_MODEL:
+        return str(converted(embedded_gguf())), EMBEDDED_NOTE
+    if name.endswith(".gguf"):
+        if not Path(name).is_file():
+            raise UserError(f"no such GGUF file: {name}.")
+        return str(converted(Path(name).resolve())), f"dequantised from {Path(name).name}"
+    return name, None
+
+
+def resolve_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
+    """The dtype of the frozen weights: named, or measured on the device for `auto` (and None)."""
+    if dtype in (None, "auto"):
+        return fastest_dtype(device)
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype '{dtype}': use auto, {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> LoadedModel:
+    """Load model and tokenizer; never runs remote code unless asked, never unpickles.
+
+    Raises:
+        UserError: unknown name, not a causal language model, or weights that are not finite.
+    """
+    folder, note = resolve_name(name)
+    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    try:
+        AutoConfig.from_pretrained(folder, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, attn_implementation=attn_implementation, **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"cannot load '{name}' as a causal language model ({first_line.rstrip('.')}): give a hub id, a local folder "
+            f"with safetensors, a .gguf file, or {EMBEDDED_MODEL}."
+        ) from error
+    check_finite(model, name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return LoadedModel(model.eval(), tokenizer, name, folder, note)
+
+
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """Refuse weights that hold NaN or infinity, naming the first such parameter."""
+    for parameter_name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(f"the weights of '{name}' are broken: {parameter_name} holds NaN or infinity.")
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all parameters: what a stored result was computed from."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,140 @@
+"""One folder a run: JSON for what is said once, Parquet for tables; every file is complete or absent."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from foretune.errors import UserError
+from foretune.records.schema import SCHEMA_VERSION, TABLES
+
+
+class RunFolder:
+    """Reads and writes the files of one run.
+
+    Args:
+        path: the folder; created on the first write.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Remember the place; nothing is touched yet."""
+        self.path = Path(path)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """record.json, or an empty record."""
+        return self.read_json("record.json") or {"schema_version": SCHEMA_VERSION, "stages": {}}
+
+    def update_record(self, **sections: Any) -> None:
+        """Replace whole sections of record.json."""
+        self.write_json("record.json", {**self.record, **sections})
+
+    def stage_key(self, stage: str) -> str | None:
+        """The key under which `stage` was finished, None if it was not."""
+        return self.record["stages"].get(stage, {}).get("key")
+
+    def finish_stage(self, stage: str, *, key: str, seconds: float, **sections: Any) -> None:
+        """Mark `stage` as finished; last of all its writes, so that a killed run repeats it."""
+        entry = {"key": key, "finished_at": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
+        self.update_record(stages={**self.record["stages"], stage: entry}, **sections)
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file's content, None if it is missing."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path} is not valid JSON ({error}): remove it and run the verb again.") from error
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write JSON; NaN and infinity become null."""
+        text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+        self._write(name, lambda path: path.write_text(text + "\n", "utf-8"))
+
+    def read_table(self, name: str) -> pa.Table | None:
+        """A Parquet table by its name without suffix, None if it is missing."""
+        path = self.path / f"{name}.parquet"
+        return pq.read_table(path) if path.exists() else None
+
+    def write_table(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write rows as a Parquet table with the schema of `name`."""
+        table = pa.Table.from_pylist([dict(row) for row in rows], schema=TABLES[name])
+        self._write(f"{name}.parquet", lambda path: pq.write_table(table, path))
+
+    def write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write YAML that `--config` reads."""
+        text = yaml.safe_dump(dict(content), sort_keys=True, allow_unicode=True)
+        self._write(name, lambda path: path.write_text(text, "utf-8"))
+
+    def read_yaml(self, name: str) -> dict[str, Any] | None:
+        """A YAML file's content, None if it is missing."""
+        path = self.path / name
+        return yaml.safe_load(path.read_text("utf-8")) if path.exists() else None
+
+    def write_arrays(self, name: str, **arrays: Any) -> None:
+        """Write NumPy arrays to a compressed .npz file (no pickle)."""
+        import numpy as np
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+
+        self._write(f"{name}.npz", write)
+
+    def read_arrays(self, name: str) -> dict[str, Any] | None:
+        """The arrays of an .npz file, None if it is missing."""
+        import numpy as np
+
+        path = self.path / f"{name}.npz"
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as stored:
+            return {key: stored[key] for key in stored.files}
+
+    def _write(self, name: str, write: Callable[[Path], Any]) -> None:
+        target = self.path / name
+        scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write(scratch)
+            os.replace(scratch, target)
+        except OSError as error:
+            scratch.unlink(missing_ok=True) if scratch.parent.is_dir() else None
+            raise UserError(
+                f"cannot write {target} ({error.strerror or error}): free some space or choose another --output_dir; "
+                "what was written so far is kept."
+            ) from error
+
+
+def load_run(path: str | os.PathLike[str]) -> RunFolder:
+    """Open an existing run folder.
+
+    Raises:
+        UserError: `path` holds no record of a run, or one of a newer foretune.
+    """
+    run = RunFolder(path)
+    if not (run.path / "record.json").exists():
+        raise UserError(f"{path} is not a run folder (no record.json): give the --output_dir of an earlier run.")
+    version = run.record.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path} was written with record version {version}, this foretune reads {SCHEMA_VERSION}.")
+    return run
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {str(key): _finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    if hasattr(content, "tolist"):
+        return _finite(content.tolist())
+    return None if isinstance(content, float) and not math.isfinite(content) else content

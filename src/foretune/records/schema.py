@@ -1,0 +1,70 @@
+"""Columns of the tables in a run folder. Names are an interface: they are added to, never changed."""
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+_TEXT, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+_CURVE = [
+    ("behaviour", _TEXT),
+    ("split", _TEXT),
+    ("step", _INT),
+    ("loss", _FLOAT),
+    ("reward_accuracy", _FLOAT),
+    ("output_accuracy", _FLOAT),
+    ("margin", _FLOAT),
+    ("num_pairs", _INT),
+]
+
+TABLES = {
+    "behaviours": pa.schema(
+        [
+            ("behaviour", _TEXT),
+            ("split", _TEXT),
+            ("num_pairs", _INT),
+            ("distinguishability", _FLOAT),
+            ("distinguishability_debiased", _FLOAT),
+            ("distinguishability_low", _FLOAT),
+            ("distinguishability_high", _FLOAT),
+            ("permutation_floor", _FLOAT),
+            ("concentration", _FLOAT),
+            ("trace", _FLOAT),
+            ("separability", _FLOAT),
+            ("priority", _FLOAT),
+            ("generalised_distinguishability", _FLOAT),
+            ("generalised_distinguishability_debiased", _FLOAT),
+            ("initial_rate", _FLOAT),
+        ]
+    ),
+    "forecast": pa.schema([("method", _TEXT), ("trained_on", _TEXT), *_CURVE]),
+    "observed": pa.schema([*_CURVE, ("chosen_displacement", _FLOAT), ("rejected_displacement", _FLOAT)]),
+    "findings": pa.schema(
+        [
+            ("finding", _TEXT),
+            ("severity", _TEXT),
+            ("behaviour", _TEXT),
+            ("num_pairs", _INT),
+            ("evidence", _TEXT),
+            ("remedy", _TEXT),
+        ]
+    ),
+    "pairs": pa.schema(
+        [
+            ("pair_id", _INT),
+            ("behaviour", _TEXT),
+            ("split", _TEXT),
+            ("prompt", _TEXT),
+            ("chosen", _TEXT),
+            ("rejected", _TEXT),
+            ("prompt_tokens", _INT),
+            ("chosen_tokens", _INT),
+            ("rejected_tokens", _INT),
+            ("truncated", _BOOL),
+            ("reference_chosen_logp", _FLOAT),
+            ("reference_rejected_logp", _FLOAT),
+            ("reference_margin", _FLOAT),
+            ("alignment", _FLOAT),
+            ("weight", _FLOAT),
+        ]
+    ),
+}

@@ -1,0 +1,7 @@
+"""The report of a run folder: an HTML page, a terminal summary, JSON, a model-card block; reads the folder alone."""
+
+from foretune.report.card import model_card_block, to_json
+from foretune.report.html import build_report
+from foretune.report.terminal import print_summary, summary
+
+__all__ = ["build_report", "model_card_block", "print_summary", "summary", "to_json"]

@@ -1,0 +1,1 @@
+"""Statistics of a behaviour: moments, distinguishability, priority; every estimate with its uncertainty."""

@@ -1,0 +1,70 @@
+"""How behaviours that are trained together help and hurt one another (Im & Li, 2024, section 5; theory T8)."""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import nnls
+
+from foretune.statistics.moments import FloatArray
+
+
+class BehaviourKernel(NamedTuple):
+    """The behaviours' mean features against each other.
+
+    Attributes:
+        behaviours: their names, K of them.
+        matrix: G_jk = ⟨mean φ_j, mean φ_k⟩, shape (K, K).
+        weights: π, each behaviour's share of the training weight, shape (K,), sum 1.
+    """
+
+    behaviours: list[str]
+    matrix: FloatArray
+    weights: FloatArray
+
+
+def behaviour_kernel(
+    features: FloatArray, behaviour_of: np.ndarray, weights: FloatArray, *, behaviours: list[str]
+) -> BehaviourKernel:
+    """The kernel of `behaviours` from row features (n, dim), their behaviours (n,) and row weights (n,)."""
+    means, shares = [], []
+    for behaviour in behaviours:
+        rows = behaviour_of == behaviour
+        total = float(weights[rows].sum())
+        means.append(weights[rows] @ features[rows] / total if total else np.zeros(features.shape[1]))
+        shares.append(total)
+    stacked = np.asarray(means, dtype=float)
+    return BehaviourKernel(behaviours, stacked @ stacked.T, np.asarray(shares) / sum(shares))
+
+
+def priority_levels(kernel: BehaviourKernel) -> FloatArray:
+    """p_k = ⟨b̄, Δ_k⟩/‖b̄‖ with b̄ = Σ π_j Δ_j, shape (K,): the larger, the sooner k is learned in the mixture.
+
+    Equal shares give the paper's priority level. Zero everywhere where the behaviours cancel exactly.
+
+    >>> priority_levels(BehaviourKernel(["a", "b"], np.eye(2), np.array([0.5, 0.5]))).round(4)
+    array([0.7071, 0.7071])
+    """
+    pull = kernel.matrix @ kernel.weights
+    length = np.sqrt(max(kernel.weights @ pull, 0.0))
+    return pull / length if length else np.zeros_like(pull)
+
+
+def initial_rates(kernel: BehaviourKernel) -> FloatArray:
+    """(Gπ)_k, shape (K,): −dL_k/dt at the start, up to the objective's ℓ′(0)²; negative: un-learned at first (T8)."""
+    return kernel.matrix @ kernel.weights
+
+
+def equal_rate_mixture(kernel: BehaviourKernel) -> FloatArray:
+    """The mixture π ≥ 0, Σπ = 1, under which all behaviours start equally fast: Gπ ∝ 1 (T8).
+
+    Where no such mixture exists, the non-negative one whose Gπ is nearest to 1 in least squares. K zeros only if every
+    behaviour's mean feature vanishes.
+
+    >>> equal_rate_mixture(BehaviourKernel(["a", "b"], np.diag([1.0, 3.0]), np.array([0.5, 0.5]))).round(3)
+    array([0.75, 0.25])
+    """
+    scale = np.abs(kernel.matrix).max()
+    if scale == 0:
+        return np.zeros(len(kernel.behaviours))
+    mixture, _ = nnls(kernel.matrix / scale, np.ones(len(kernel.behaviours)))
+    return mixture / mixture.sum() if mixture.sum() else mixture

@@ -1,0 +1,108 @@
+"""Score preference batches with the prompt computed once and logits only where a response token is scored.
+
+TRL's trainer asks its model for `model(..., labels=labels, fused_lm_head=True)` and reads per-token log-probabilities
+and a few metrics from the answer. This module answers in the same form, to rounding, with less work: chosen and
+rejected of a pair share one pass over their prompt, and no logits are computed for prompt or padding.
+"""
+
+import types
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from trl.trainer.utils import FusedCausalLMOutput
+
+from foretune.models.batches import states_of, supports_packing, targets_of
+from foretune.models.encoding import EncodedPair
+from foretune.models.head import Head, head_of
+
+# Rows of logits kept at any one time; the backward pass computes them again.
+STATES_AT_ONCE = 512
+
+
+def add_shared_prompt_head(model: PreTrainedModel, *, exact: bool = False, pack: bool = True) -> None:
+    """Answer TRL's `fused_lm_head=True` calls on preference batches in this way; other calls are left as they are.
+
+    Args:
+        model: the transformers model, inside any PEFT wrapper.
+        exact: compute logits in float32, outside autocast.
+        pack: compute prompts once (False: still no logits at prompt and padding).
+    """
+    original = model.forward
+    packed = pack and supports_packing(model)
+
+    def forward(self: PreTrainedModel, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+        if not fused_lm_head:
+            return original(*args, **kwargs)
+        return _score(self, kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"], exact=exact, packed=packed)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def _score(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, *, exact: bool, packed: bool
+) -> FusedCausalLMOutput:
+    pairs = pairs_of_batch(input_ids, attention_mask, labels)
+    states = states_of(model, pairs, packed=packed)
+    targets = targets_of(pairs)
+    state, token = targets.state.to(states.device), targets.token.to(states.device)
+    head = head_of(model, live=True)
+    with torch.autocast(states.device.type, enabled=False) if exact else nullcontext():
+        parts = [
+            checkpoint(
+                _token_scores,
+                head,
+                states[state[start : start + STATES_AT_ONCE]],
+                token[start : start + STATES_AT_ONCE],
+                exact,
+                use_reentrant=False,
+            )
+            for start in range(0, len(token), STATES_AT_ONCE)
+        ]
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]  # pyright: ignore
+    mask = labels[:, 1:] != -100
+    # rows of the batch are all chosen, then all rejected; targets come pair by pair
+    order = torch.argsort(targets.pair + len(pairs) * (targets.sign < 0), stable=True).to(states.device)
+    grid = [column.new_zeros(mask.shape).masked_scatter(mask, column[order]) for column in columns]
+    log_probs, entropy, mean_logits, is_top1, log_sum_sq_probs = grid
+    return FusedCausalLMOutput(
+        loss=-log_probs.sum() / mask.sum().clamp(min=1),
+        log_probs=log_probs,
+        entropy=entropy,
+        log_sum_sq_probs=log_sum_sq_probs,
+        mean_logits=mean_logits,
+        is_top1=is_top1,
+        label_mask=mask,
+        aux_loss=None,
+    )
+
+
+def _token_scores(head: Head, states: Tensor, token: Tensor, exact: bool) -> tuple[Tensor, ...]:
+    logits = head.logits(states.float() if exact else states).float()
+    log_probs = torch.log_softmax(logits, -1)
+    with torch.no_grad():
+        probabilities = log_probs.exp()
+        metrics = (
+            -(probabilities * log_probs).sum(-1),
+            logits.mean(-1),
+            logits.argmax(-1) == token,
+            probabilities.square().sum(-1).log(),
+        )
+    return log_probs.gather(1, token[:, None])[:, 0], *metrics
+
+
+def pairs_of_batch(input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> list[EncodedPair]:
+    """The pairs of a padded batch whose first half is chosen and second half rejected, as TRL's collator makes it."""
+    lengths = attention_mask.sum(1).tolist()
+    scored = (labels != -100).sum(1).tolist()
+    rows = input_ids.tolist()
+    count = len(rows) // 2
+    pairs = []
+    for chosen, rejected in zip(range(count), range(count, 2 * count), strict=True):
+        start = lengths[chosen] - scored[chosen]
+        responses = [rows[side][start : lengths[side]] for side in (chosen, rejected)]
+        pairs.append(EncodedPair(chosen, "", "", 1.0, rows[chosen][:start], *responses, False))
+    return pairs

@@ -1,0 +1,138 @@
+"""`forecast`: what the run will do to every behaviour, before it is run."""
+
+import copy
+from typing import Any
+
+import numpy as np
+from trl import DPOTrainer
+
+from foretune.dynamics.curves import ALL
+from foretune.dynamics.forecast import Forecast, ForecastProblem, forecast_run
+from foretune.dynamics.simulated_run import head_problem
+from foretune.features.unembedding import read_features, read_states
+from foretune.models.head import head_of
+from foretune.records import RunFolder
+from foretune.records.provenance import sha256_of
+from foretune.verbs.audit import audit_prepared, features_key, measure, store_of
+from foretune.verbs.job import Job, job_from
+from foretune.verbs.prepare import Prepared, Stopwatch, prepare
+from foretune.verbs.progress import Progress
+
+WHAT_IS_FORECAST = "the output layer (unembedding), trained alone"
+
+
+def forecast(job: "Job | DPOTrainer | None" = None, *, progress: Progress | None = None, **arguments: Any) -> RunFolder:
+    """Forecast loss, accuracy and margin of every behaviour over the configured run.
+
+    Args:
+        job: a resolved job; or a constructed `DPOTrainer`, whose encoded data, model and arguments are taken as they
+            are; or None to build a job from `arguments`.
+        progress: where progress is shown; None: nowhere.
+        **arguments: TRL's and foretune's arguments.
+
+    Returns:
+        The run folder, with forecast.parquet (the audit is made first if it is missing).
+
+    Raises:
+        UserError: anything wrong with arguments, data or model; a loss that cannot be forecast.
+    """
+    if isinstance(job, DPOTrainer):
+        from foretune.verbs.from_trainer import prepared_from_trainer
+
+        prepared = prepared_from_trainer(job, **arguments)
+    else:
+        job = job or job_from(**arguments)
+        job.objective()  # refuse before any work
+        prepared = prepare(job)
+    return forecast_prepared(prepared, progress or Progress.silent())
+
+
+def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
+    """The same with data and model in memory; does nothing where the run folder has this forecast already."""
+    objective = prepared.job.objective()
+    run = audit_prepared(prepared, progress)
+    watch, job = Stopwatch(), prepared.job
+    key = forecast_key(prepared)
+    if run.stage_key("forecast") == key and not job.ours.restart:
+        progress.say("forecast: already in the run folder.")
+        return run
+    store = store_of(prepared)
+    measured = measure(prepared, read_features(store, len(prepared.pairs)))
+    states, targets = read_states(store, prepared.pairs)
+    progress.say("forecast: preparing …")
+    head, count = head_of(prepared.loaded.model), len(prepared.pairs)
+    problem = ForecastProblem(
+        head_problem(head, states, targets, count),
+        head_problem(head, states, targets, count, mass=job.ours.alone_mass) if job.ours.forecast_alone else None,
+        measured.kernel_features,
+        prepared.behaviour_of,
+        prepared.split_of,
+        prepared.weights,
+        prepared.train_pairs,
+        prepared.observed,
+        objective,
+        job.training,
+        job.ours.observations,
+    )
+    result = forecast_run(problem, progress=lambda what: progress.say(f"forecast: {what} …"))
+    run.write_table("forecast", result.rows)
+    run.write_arrays(
+        "forecast_pairs",
+        pair_id=np.array([prepared.pairs[index].pair_id for index in prepared.observed]),
+        steps=np.array(result.steps),
+        margins=result.margins,
+    )
+    run.finish_stage("forecast", key=key, seconds=watch.seconds, forecast=_section(prepared, problem, result, watch))
+    return run
+
+
+def forecast_key(prepared: Prepared) -> str:
+    """Everything the forecast depends on."""
+    job, ours = prepared.job, prepared.job.ours
+    # `explicit` holds every argument that differs from a default; output_dir and reporting change no number
+    settings = {name: value for name, value in job.explicit.items() if name not in IRRELEVANT}
+    return sha256_of(features_key(prepared), settings, ours.alone_mass, ours.observations, ours.observe_pairs)
+
+
+IRRELEVANT = {"output_dir", "report_to", "run_name", "logging_steps", "save_steps", "restart", "trainable"}
+
+
+def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, watch: Stopwatch) -> dict[str, Any]:
+    job, arguments = prepared.job, prepared.job.training
+    joint = [row for row in result.rows if (row["method"], row["trained_on"]) == ("simulated_run", "mixture")]
+    rates = job.run.record["audit"]["initial_rates"]
+    return {
+        "trainable": job.trainable,
+        "what_is_forecast": WHAT_IS_FORECAST,
+        "objective": f"{arguments.loss_type[0]}, beta {arguments.beta:g}",
+        "optimizer": str(getattr(arguments.optim, "value", arguments.optim)),
+        "learning_rate": arguments.learning_rate,
+        "scheduler": str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)),
+        "steps": result.num_steps,
+        "batch_size": arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps,
+        "learning_order": result.order,
+        "unlearned_at_first": sorted(name for name, rate in rates.items() if rate < 0),
+        "unlearned_at_end": _unlearned(joint, result.steps[-1]),
+        "seconds": watch.seconds,
+        "notes": _notes(job),
+    }
+
+
+def _unlearned(joint: list[dict[str, Any]], last: int) -> list[str]:
+    """Behaviours whose training loss ends above where it started."""
+    ends = {
+        (row["behaviour"], row["step"]): row["loss"]
+        for row in joint
+        if row["split"] == "train" and row["behaviour"] != ALL and row["step"] in (0, last)
+    }
+    return sorted(name for name, step in ends if step == 0 and ends[name, last] > ends[name, 0])
+
+
+def _notes(job: Job) -> list[str]:
+    notes = []
+    if job.trainable != "unembedding":
+        notes.append(
+            f"The run trains {'LoRA adapters' if job.trainable == 'lora' else 'all weights'}, the forecast is of the "
+            "output layer alone: expect its order of the behaviours to hold better than its sizes."
+        )
+    return notes

@@ -1,0 +1,96 @@
+"""A job from a `DPOTrainer` that somebody has built: same encoding, same truncation, same batches."""
+
+from typing import Any
+
+from trl import DatasetMixtureConfig, DPOTrainer, ModelConfig, ScriptArguments
+
+from foretune.data import DataInfo, PreferenceData
+from foretune.errors import UserError
+from foretune.models.encoding import EncodedPair
+from foretune.models.load import LoadedModel
+from foretune.verbs.job import ForetuneArguments, Job
+from foretune.verbs.prepare import Prepared
+
+GUESSES = ("behaviour", "behavior", "category", "subset", "source", "channel", "task_name", "topic")
+
+
+def prepared_from_trainer(trainer: DPOTrainer, **ours: Any) -> Prepared:
+    """Take data, model and arguments from `trainer`; keywords are foretune's own arguments.
+
+    Raises:
+        UserError: streaming data, a trainer past its first step, or several evaluation sets of one name.
+    """
+    if trainer.state.global_step:
+        raise UserError(
+            f"forecast(trainer) needs the trainer before training: this one is at step {trainer.state.global_step}."
+        )
+    arguments = ForetuneArguments(**ours)
+    evaluation = trainer.eval_dataset
+    if isinstance(evaluation, dict):
+        if len(evaluation) > 1:
+            raise UserError("forecast(trainer) takes one evaluation set: build the trainer with the one to forecast.")
+        evaluation = next(iter(evaluation.values()))
+    sets = {"train": trainer.train_dataset, "test": evaluation}
+    column = arguments.behaviour_column or next(
+        (name for name in GUESSES if name in (trainer.train_dataset.column_names or [])),
+        None,  # pyright: ignore
+    )
+    pairs = [
+        pair
+        for split, rows in sets.items()
+        if rows is not None
+        for pair in _encoded(rows, split, column, arguments.weight_column, trainer.args.max_length)
+    ]
+    behaviours = sorted({pair.behaviour for pair in pairs})
+    counts = [
+        {"behaviour": name, "split": split, "read": number, "kept": number}
+        for name in behaviours
+        for split in sets
+        if (number := sum(pair.behaviour == name and pair.split == split for pair in pairs))
+    ]
+    name = str(trainer.model.config._name_or_path)
+    info = DataInfo("a DPOTrainer", "preference", column, behaviours, counts, [])
+    job = Job(
+        ScriptArguments(dataset_name="trainer"),
+        trainer.args,
+        ModelConfig(model_name_or_path=name),
+        DatasetMixtureConfig(),
+        arguments,
+        explicit={"model_name_or_path": name, "output_dir": trainer.args.output_dir, **ours},
+    )
+    loaded = LoadedModel(trainer.model.eval(), trainer.processing_class, name, name, None)  # pyright: ignore
+    return Prepared(
+        job,
+        PreferenceData(_texts(sets["train"], pairs, "train"), _texts(sets["test"], pairs, "test"), info),
+        loaded,
+        pairs,
+        counts,
+    )  # pyright: ignore
+
+
+def _encoded(rows: Any, split: str, behaviour: str | None, weight: str, max_length: int | None) -> list[EncodedPair]:
+    pairs = []
+    for index, row in enumerate(rows):
+        room = None if max_length is None else max_length - len(row["prompt_ids"])
+        pairs.append(
+            EncodedPair(
+                row.get("pair_id", 2 * index + (split == "test")),
+                str(row[behaviour]) if behaviour else "all",
+                split,
+                float(row.get(weight, 1.0)),
+                row["prompt_ids"],
+                row["chosen_ids"][:room],
+                row["rejected_ids"][:room],
+                room is not None and max(len(row["chosen_ids"]), len(row["rejected_ids"])) > room,
+            )
+        )
+    return pairs
+
+
+def _texts(rows: Any, pairs: list[EncodedPair], split: str) -> Any:
+    """The texts with the pairs' ids, as `Prepared` keeps them."""
+    if rows is None:
+        return None
+    ids = [pair.pair_id for pair in pairs if pair.split == split]
+    kept = rows.select_columns(["prompt", "chosen", "rejected"])
+    return kept.add_column("pair_id", ids)

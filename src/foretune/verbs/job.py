@@ -1,0 +1,242 @@
+"""A job: the arguments of `trl dpo`, plus foretune's own few."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
+
+from foretune.data import PreferenceData, load_preferences
+from foretune.errors import UserError
+from foretune.models.load import resolve_dtype
+from foretune.objectives import DPO, IPO, Objective, SLiC
+from foretune.records import RunFolder
+from foretune.training.build import TRAINABLE, default_device
+
+
+@dataclass
+class ForetuneArguments:
+    """What foretune adds to TRL's arguments."""
+
+    behaviour_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column that names each row's behaviour. Default: the first of behaviour, behavior, category, "
+            "subset, source, channel, task_name, topic that exists."
+        },
+    )
+    weight_column: str = field(default="weight", metadata={"help": "Column of row weights (all 1 if missing)."})
+    behaviours: list[str] | None = field(default=None, metadata={"help": "Use only these behaviours."})
+    trainable: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is trained: unembedding (the output layer alone, the paper's setting), lora, or full. "
+            "Default: lora with --use_peft, else full.",
+            "choices": list(TRAINABLE),
+        },
+    )
+    test_fraction: float = field(
+        default=0.2, metadata={"help": "Share of each behaviour's prompts held out where the data has no test split."}
+    )
+    max_pairs_per_behaviour: int | None = field(
+        default=None, metadata={"help": "Use at most this many training pairs of each behaviour."}
+    )
+    observations: int = field(
+        default=9, metadata={"help": "Steps, evenly spread, at which forecast and run are measured on every behaviour."}
+    )
+    observe_pairs: int = field(
+        default=50, metadata={"help": "Pairs of each behaviour and split that are measured at those steps."}
+    )
+    forecast_alone: bool = field(default=True, metadata={"help": "Also forecast each behaviour trained alone."})
+    alone_mass: float = field(
+        default=0.99,
+        metadata={
+            "help": "Share of probability on the rows of the output layer that those runs train; 1 is exact and slow. "
+            "The joint run always trains all rows."
+        },
+    )
+    sketch_dim: int = field(
+        default=4096, metadata={"help": "Length of the sketched gradient kept for each pair (error ~ 1/sqrt of it)."}
+    )
+    draws: int = field(default=1000, metadata={"help": "Bootstrap draws and permutations."})
+    share_prompts: bool = field(
+        default=True, metadata={"help": "Train with each prompt computed once for both responses (same numbers)."}
+    )
+    restart: bool = field(default=False, metadata={"help": "Discard what the run folder holds and start anew."})
+
+
+@dataclass
+class Job:
+    """One resolved command: TRL's arguments as TRL parsed them, and ours.
+
+    `explicit` holds what the user said (configuration file and flags), so that the run folder's config.yaml replays it.
+    """
+
+    script: ScriptArguments
+    training: DPOConfig
+    model: ModelConfig
+    mixture: DatasetMixtureConfig
+    ours: ForetuneArguments
+    explicit: dict[str, Any]
+
+    @property
+    def command(self) -> str:
+        """The job as flags, for people to read and repeat."""
+        return " ".join(f"--{name} {_flag_value(value)}" for name, value in sorted(self.explicit.items()))
+
+    @property
+    def run(self) -> RunFolder:
+        """The run folder: TRL's --output_dir."""
+        return RunFolder(str(self.training.output_dir))
+
+    @property
+    def trainable(self) -> str:
+        """What is trained."""
+        return self.ours.trainable or ("lora" if self.model.use_peft else "full")
+
+    def dtype(self) -> torch.dtype:
+        """The dtype of frozen weights; measured unless it was named."""
+        return resolve_dtype(self.model.dtype if "dtype" in self.explicit else "auto", default_device())
+
+    def objective(self) -> Objective:
+        """The loss, for the forecast.
+
+        Raises:
+            UserError: a loss that is no function of one summed margin, or options that change it.
+        """
+        known = {"sigmoid": DPO, "hinge": SLiC}
+        if len(self.training.loss_type) != 1 or self.training.loss_type[0] not in known:
+            hint = " (TRL's ipo averages over tokens)" if "ipo" in self.training.loss_type else ""
+            raise UserError(
+                f"loss_type {' + '.join(self.training.loss_type)} cannot be forecast yet{hint}: use sigmoid or hinge; "
+                "`foretune train` runs every TRL loss."
+            )
+        changed = [
+            name
+            for name in ("ld_alpha", "use_weighting", "sync_ref_model")
+            if getattr(self.training, name) not in (None, False)
+        ]
+        if self.training.f_divergence_type != "reverse_kl":
+            changed.append("f_divergence_type")
+        if changed:
+            raise UserError(f"{', '.join(changed)} cannot be forecast: leave it out, or use `foretune train` alone.")
+        return known[self.training.loss_type[0]](beta=self.training.beta)
+
+    def load_data(self) -> PreferenceData:
+        """The preference data that the arguments name."""
+        if self.mixture.datasets:
+            raise UserError("`datasets` mixtures are not supported: give one --dataset_name with a behaviour column.")
+        if self.script.dataset_streaming:
+            raise UserError("streaming data cannot be measured as a whole: leave out --dataset_streaming.")
+        if not self.script.dataset_name:
+            raise UserError("no data: pass --dataset_name (a hub name, folder or file; or bundled:statements).")
+        return load_preferences(
+            self.script.dataset_name,
+            dataset_config=self.script.dataset_config,
+            train_split=self.script.dataset_train_split,
+            test_split=self.script.dataset_test_split,
+            behaviour_column=self.ours.behaviour_column,
+            weight_column=self.ours.weight_column,
+            behaviours=self.ours.behaviours,
+            test_fraction=self.ours.test_fraction,
+            max_pairs_per_behaviour=self.ours.max_pairs_per_behaviour,
+            seed=self.training.seed,
+        )
+
+
+TYPES = (ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig, ForetuneArguments)
+
+# Defaults that differ from TRL's, each for a reason.
+DEFAULTS: dict[str, Any] = {
+    "precompute_ref_log_probs": True,  # no second model in memory, one forward pass fewer a step
+    "gradient_checkpointing": False,  # slower; turn on where memory is short
+    "save_steps": 0.25,  # short runs can be continued too
+    "save_total_limit": 2,
+    "report_to": ["none"],
+}
+
+
+def parse_job(arguments: Sequence[str], *, prog: str) -> Job:
+    """Parse flags and `--config file.yaml`, as `trl dpo` does; a run folder's own config.yaml fills what is not said.
+
+    Raises:
+        UserError: unknown or missing arguments, or values that TRL refuses.
+    """
+    said = _said_by_flags(list(arguments), prog)
+    from_file = _read_config(said.pop("config", None))
+    stored = RunFolder(said.get("output_dir") or from_file.get("output_dir") or "trainer_output").read_yaml(
+        "config.yaml"
+    )
+    return job_from(**{**(stored or {}), **from_file, **said})
+
+
+def job_from(**explicit: Any) -> Job:
+    """Build a job from TRL's and foretune's arguments as keywords.
+
+    Raises:
+        UserError: unknown arguments or values that TRL refuses.
+    """
+    known = {item.name for kind in TYPES for item in fields(kind)}
+    if unknown := sorted(set(explicit) - known):
+        import difflib
+
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; `foretune forecast --help` lists what there is."
+        raise UserError(f"unknown argument {unknown[0]}{hint}")
+    values = {**DEFAULTS, "use_cpu": default_device().type == "cpu", **explicit}
+    if "bf16" not in explicit and "fp16" not in explicit:
+        dtype = resolve_dtype(explicit.get("dtype", "auto"), default_device())
+        values["bf16"] = dtype == torch.bfloat16
+    try:
+        parts = [
+            kind(**{item.name: values[item.name] for item in fields(kind) if item.name in values}) for kind in TYPES
+        ]
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"TRL refuses these arguments: {error}") from error
+    job = Job(*parts, explicit=explicit)  # pyright: ignore
+    if not job.model.model_name_or_path:
+        raise UserError("no model: pass --model_name_or_path (a hub id, folder, .gguf file, or smollm2-135m).")
+    if job.trainable not in TRAINABLE:
+        raise UserError(f"trainable '{job.trainable}' is none of {', '.join(TRAINABLE)}.")
+    if job.training.truncation_mode != "keep_start":
+        raise UserError("truncation_mode keep_end is deprecated in TRL and not supported here: use keep_start.")
+    return job
+
+
+def _flag_value(value: Any) -> str:
+    import shlex
+
+    values = value if isinstance(value, list | tuple) else [value]
+    return " ".join(shlex.quote(str(item)) for item in values)
+
+
+def _said_by_flags(arguments: list[str], prog: str) -> dict[str, Any]:
+    """Only the flags that were given, as TRL's parser types them."""
+    parser = TrlParser(TYPES, prog=prog)  # pyright: ignore
+    parser.add_argument("--config", help="YAML file with any of these arguments, as for `trl dpo`.")
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+        action.required = False
+    # argparse ends the process with code 2 and a sentence on unknown flags and unreadable values
+    return vars(parser.parse_args(arguments))
+
+
+def _read_config(path: str | None) -> dict[str, Any]:
+    import os
+
+    import yaml
+
+    if path is None:
+        return {}
+    try:
+        content = yaml.safe_load(Path(path).read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the configuration {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"the configuration {path} must be a YAML mapping of argument names to values.")
+    for name, value in (content.pop("env", None) or {}).items():
+        os.environ[name] = str(value)
+    return content

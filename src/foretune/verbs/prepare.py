@@ -1,0 +1,143 @@
+"""What every verb needs first: data, model, and pairs encoded as training encodes them."""
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+from datasets import Dataset
+
+from foretune.data import PreferenceData
+from foretune.errors import UserError
+from foretune.models.encoding import EncodedPair, encode
+from foretune.models.load import LoadedModel, load_model
+from foretune.records.provenance import sha256_of
+from foretune.training.build import default_device
+from foretune.verbs.job import Job
+
+
+class Prepared(NamedTuple):
+    """A job with its data and model in memory.
+
+    Attributes:
+        job: the job.
+        data: preference rows as loaded.
+        loaded: the reference model.
+        pairs: encoded training pairs in their order, then the held-out ones.
+        counts: the data's counts, completed by what encoding dropped and truncated.
+    """
+
+    job: Job
+    data: PreferenceData
+    loaded: LoadedModel
+    pairs: list[EncodedPair]
+    counts: list[dict]
+
+    @property
+    def behaviour_of(self) -> np.ndarray:
+        """Each pair's behaviour, shape (n,)."""
+        return np.array([pair.behaviour for pair in self.pairs])
+
+    @property
+    def split_of(self) -> np.ndarray:
+        """Each pair's split, shape (n,)."""
+        return np.array([pair.split for pair in self.pairs])
+
+    @property
+    def train_pairs(self) -> np.ndarray:
+        """Indices of the training pairs."""
+        return np.flatnonzero(self.split_of == "train")
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Row weights, scaled to mean 1 over the training pairs."""
+        weights = np.array([pair.weight for pair in self.pairs])
+        mean = weights[self.train_pairs].mean()
+        if not mean > 0:
+            raise UserError("all row weights are 0: at least one training row needs a weight above 0.")
+        return weights / mean
+
+    @property
+    def observed(self) -> np.ndarray:
+        """Indices of the pairs that are measured along the run: the lowest ids of each behaviour and split."""
+        groups: dict[tuple[str, str], list[int]] = {}
+        for index, pair in enumerate(self.pairs):
+            groups.setdefault((pair.behaviour, pair.split), []).append(index)
+        chosen = [
+            index
+            for members in groups.values()
+            for index in sorted(members, key=lambda member: self.pairs[member].pair_id)[: self.job.ours.observe_pairs]
+        ]
+        return np.array(sorted(chosen))
+
+    def rows(self, split: str) -> Dataset | None:
+        """The rows of `split` that encoding kept, as TRL takes them, in their order."""
+        rows = self.data.train if split == "train" else self.data.test
+        if rows is None:
+            return None
+        kept = {pair.pair_id for pair in self.pairs if pair.split == split}
+        return rows.select([index for index, pair_id in enumerate(rows["pair_id"]) if pair_id in kept])
+
+
+def load_reference(job: Job) -> LoadedModel:
+    """The model of a job, frozen weights in the job's dtype."""
+    loaded = load_model(
+        str(job.model.model_name_or_path),
+        dtype=job.dtype(),
+        revision=job.model.model_revision,
+        trust_remote_code=job.training.trust_remote_code,
+        attn_implementation=job.model.attn_implementation,
+    )
+    return loaded._replace(model=loaded.model.to(default_device()))  # pyright: ignore
+
+
+def prepare(job: Job) -> Prepared:
+    """Load data and model and encode.
+
+    Raises:
+        UserError: no training pair is left.
+    """
+    data = job.load_data()
+    loaded = load_reference(job)
+    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    limits = {"max_length": job.training.max_length, "context": context}
+    encoded = [
+        encode(rows, loaded.tokenizer, split=split, **limits)
+        for split, rows in (("train", data.train), ("test", data.test))
+        if rows is not None
+    ]
+    pairs = [pair for part in encoded for pair in part.pairs]
+    counts = []
+    for row in data.info.counts:
+        group = (row["behaviour"], row["split"])
+        too_long = sum(part.too_long.get(group, 0) for part in encoded)
+        truncated = sum(part.truncated.get(group, 0) for part in encoded)
+        counts.append({**row, "kept": row["kept"] - too_long, "too_long": too_long, "truncated": truncated})
+    if not any(pair.split == "train" for pair in pairs):
+        raise UserError(
+            f"no training pair is left: the prompts of all {len(data.train)} fill the {min(filter(None, limits.values()))}"
+            " tokens there are; raise --max_length or use a model with a longer context."
+        )
+    return Prepared(job, data, loaded, pairs, counts)
+
+
+def template_hash(loaded: LoadedModel) -> str:
+    """A hash of the chat template."""
+    return sha256_of(loaded.tokenizer.chat_template)
+
+
+def tokenizer_hash(loaded: LoadedModel) -> str:
+    """A hash of vocabulary and special tokens."""
+    return sha256_of(sorted(loaded.tokenizer.get_vocab().items()), loaded.tokenizer.special_tokens_map)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        """Start."""
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """So far, to a hundredth."""
+        return round(time.perf_counter() - self._start, 2)

@@ -1,0 +1,60 @@
+"""`replay`: repeat a run folder's verbs elsewhere and compare all its tables."""
+
+from pathlib import Path
+
+import numpy as np
+
+from foretune.errors import UserError
+from foretune.records import RunFolder, load_run
+from foretune.verbs.job import job_from
+from foretune.verbs.progress import Progress
+from foretune.verbs.run_all import run_all
+
+COMPARED = ("behaviours", "pairs", "forecast", "observed")
+
+
+def replay(
+    run: str | Path, output_dir: str | Path, *, progress: Progress | None = None
+) -> tuple[RunFolder, dict[tuple[str, str], float]]:
+    """Repeat what `run` holds from its config.yaml.
+
+    Args:
+        run: a run folder.
+        output_dir: where the repetition goes.
+        progress: where progress is shown.
+
+    Returns:
+        The new run folder, and the largest relative difference of each numeric column of each table.
+
+    Raises:
+        UserError: not a run folder, no config.yaml, the same folder, or tables with different rows.
+    """
+    source = load_run(run)
+    settings = source.read_yaml("config.yaml")
+    if settings is None:
+        raise UserError(f"{source.path} has no config.yaml: it cannot be repeated.")
+    if source.path.resolve() == Path(output_dir).resolve():
+        raise UserError("the repetition needs a folder of its own: pass another --output_dir.")
+    verbs = tuple(verb for verb in ("forecast", "train", "verify") if source.stage_key(verb))
+    job = job_from(**{**settings, "output_dir": str(output_dir)})
+    repeated = run_all(job, progress or Progress.silent(), verbs=verbs)
+    return repeated, differences(source, repeated)
+
+
+def differences(left: RunFolder, right: RunFolder) -> dict[tuple[str, str], float]:
+    """Largest relative difference a numeric column, over the tables that both folders hold."""
+    found = {}
+    for name in COMPARED:
+        tables = (left.read_table(name), right.read_table(name))
+        if tables[0] is None or tables[1] is None:
+            continue
+        if tables[0].num_rows != tables[1].num_rows:
+            raise UserError(
+                f"{name} has {tables[0].num_rows} rows in {left.path}, {tables[1].num_rows} in {right.path}."
+            )
+        for column in tables[0].column_names:
+            if str(tables[0].schema.field(column).type) == "double":
+                pair = [np.array(table[column].to_pylist(), dtype=float) for table in tables]
+                scale = np.nanmax(np.abs(pair[0]), initial=0.0) or 1.0
+                found[name, column] = float(np.nanmax(np.abs(pair[0] - pair[1]), initial=0.0) / scale)
+    return found

@@ -1,0 +1,170 @@
+"""`train`: the real run, with TRL, every behaviour measured on the way."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from transformers.trainer_utils import get_last_checkpoint
+from trl import get_quantization_config
+
+from foretune.dynamics.curves import curve_rows
+from foretune.errors import UserError
+from foretune.objectives import DPO
+from foretune.objectives.base import Objective
+from foretune.records import RunFolder
+from foretune.records.provenance import sha256_of
+from foretune.training.build import lora_config, prepare_trainable
+from foretune.training.observer import BehaviourObserver
+from foretune.training.terminal import TrainingBar, quieten
+from foretune.training.trainer import PreferenceTrainer
+from foretune.verbs.audit import audit_prepared, features_key
+from foretune.verbs.job import Job, job_from
+from foretune.verbs.prepare import Prepared, Stopwatch, load_reference, prepare
+from foretune.verbs.progress import Progress
+
+
+def train(job: Job | None = None, *, progress: Progress | None = None, **arguments: Any) -> RunFolder:
+    """Train with TRL's DPOTrainer and write what every behaviour did.
+
+    Args:
+        job: a resolved job, or None to build one from `arguments`.
+        progress: where progress is shown; None: nowhere (TRL's own bars and logs follow `--disable_tqdm`).
+        **arguments: TRL's and foretune's arguments.
+
+    Returns:
+        The run folder, with observed.parquet and the trained model. A run that was killed continues from its last
+        checkpoint and gives the same numbers.
+
+    Raises:
+        UserError: anything wrong with arguments, data or model; a folder that holds another run's checkpoints.
+    """
+    job = job or job_from(**arguments)
+    return train_prepared(prepare(job), progress or Progress.silent())
+
+
+def train_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
+    """The same with data and model in memory; does nothing where the run folder has this training already."""
+    run = audit_prepared(prepared, progress)
+    watch, job = Stopwatch(), prepared.job
+    key = training_key(prepared)
+    if run.stage_key("train") == key and not job.ours.restart:
+        progress.say("train: already in the run folder.")
+        return run
+    checkpoint = _checkpoint(job, run, key)
+    observer = BehaviourObserver(
+        [prepared.pairs[index] for index in prepared.observed],
+        count=job.ours.observations,
+        folder=run.path / "observations",
+        beta=job.training.beta,
+    )
+    trainer = build_trainer(prepared)
+    observer.log = trainer.log_observation
+    trainer.add_callback(observer)
+    quieten(trainer)
+    progress.say(f"train: {job.trainable}, {'continuing from ' + checkpoint if checkpoint else 'from the start'} …")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(str(run.path))
+    _write_observations(prepared, run, observer)
+    run.finish_stage(
+        "train",
+        key=key,
+        seconds=watch.seconds,
+        train={
+            "trainable": job.trainable,
+            "steps": trainer.state.global_step,
+            "seconds": watch.seconds,
+            "notes": _notes(job),
+        },
+    )
+    trainer.end()
+    return run
+
+
+def build_trainer(prepared: Prepared) -> PreferenceTrainer:
+    """The trainer that `trl dpo` would build from the same arguments, with behaviours and weights."""
+    job = prepared.job
+    model = load_reference(job).model
+    prepare_trainable(model, job.trainable)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return PreferenceTrainer(
+            model=model,
+            args=job.training,
+            train_dataset=prepared.rows("train"),
+            eval_dataset=prepared.rows("test") if job.training.eval_strategy != "no" else None,
+            processing_class=prepared.loaded.tokenizer,
+            peft_config=lora_config(job.model, model) if job.trainable == "lora" else None,
+            quantization_config=get_quantization_config(job.model),
+            exact_head=job.trainable == "unembedding",
+            share_prompts=job.ours.share_prompts,
+            callbacks=[TrainingBar()],
+        )
+
+
+def training_key(prepared: Prepared) -> str:
+    """Everything the training run depends on."""
+    settings = {name: value for name, value in prepared.job.explicit.items() if name not in IRRELEVANT}
+    return sha256_of(features_key(prepared), prepared.job.trainable, settings)
+
+
+IRRELEVANT = {"output_dir", "report_to", "run_name", "restart", "draws", "sketch_dim", "forecast_alone", "alone_mass"}
+
+
+def _checkpoint(job: Job, run: RunFolder, key: str) -> str | None:
+    """The checkpoint to continue from; those of another run are refused, or ignored with --restart."""
+    named = job.training.resume_from_checkpoint
+    if isinstance(named, str) and named.lower() not in ("true", "false"):
+        return named
+    last = get_last_checkpoint(str(run.path)) if run.path.is_dir() else None
+    begun = run.read_json("training.json")
+    run.write_json("training.json", {"key": key})
+    if last is None or job.ours.restart:
+        return None
+    if begun is None or begun["key"] != key:
+        run.write_json("training.json", begun or {"key": ""})
+        raise UserError(
+            f"{run.path} holds checkpoints of a run with other settings: choose another --output_dir, or pass "
+            "--restart True to train anew."
+        )
+    return last
+
+
+def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourObserver) -> None:
+    steps = sorted(observer.observations)
+    scores = np.stack([observer.observations[step] for step in steps])
+    displacement = scores - scores[0]
+    margins = displacement[:, 0] - displacement[:, 1]
+    members = prepared.observed
+    rows = curve_rows(
+        steps,
+        margins,
+        prepared.behaviour_of[members],
+        prepared.split_of[members],
+        _objective(prepared.job),
+        reference_margin=scores[0, 0] - scores[0, 1],
+        weights=prepared.weights[members],
+        also={"chosen_displacement": displacement[:, 0], "rejected_displacement": displacement[:, 1]},
+    )
+    run.write_table("observed", rows)
+    run.write_arrays(
+        "observed_pairs",
+        pair_id=np.array([prepared.pairs[index].pair_id for index in members]),
+        steps=np.array(steps),
+        margins=margins,
+    )
+
+
+def _objective(job: Job) -> Objective:
+    """The loss that observed curves are drawn in: the run's own where it is a function of one margin, else DPO's."""
+    try:
+        return job.objective()
+    except UserError:
+        return DPO(beta=job.training.beta)
+
+
+def _notes(job: Job) -> list[str]:
+    try:
+        job.objective()
+    except UserError:
+        return [f"Losses shown are DPO's; the run was trained with {' + '.join(job.training.loss_type)}."]
+    return []

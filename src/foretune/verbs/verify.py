@@ -1,0 +1,48 @@
+"""`verify`: forecast beside outcome."""
+
+from typing import Any
+
+from foretune.errors import UserError
+from foretune.records import RunFolder, load_run
+from foretune.records.provenance import sha256_of
+from foretune.verbs.progress import Progress
+from foretune.verification import compare
+
+
+def verify(run: "RunFolder | str", *, split: str = "train", progress: Progress | None = None, **ours: Any) -> RunFolder:
+    """Lay the forecast of a run folder beside its training run and write verification.json.
+
+    Args:
+        run: a run folder (or its path) in which forecast and train are finished.
+        split: whose curves to compare: train or test.
+        progress: where progress is shown.
+        **ours: `draws`, `seed` of the intervals.
+
+    Raises:
+        UserError: forecast or training is missing.
+    """
+    folder = run if isinstance(run, RunFolder) else load_run(run)
+    tables = {name: folder.read_table(name) for name in ("forecast", "observed", "pairs")}
+    arrays = {name: folder.read_arrays(name) for name in ("forecast_pairs", "observed_pairs")}
+    missing = [name for name in ("forecast", "train") if folder.stage_key(name) is None]
+    if missing or None in tables.values() or None in arrays.values():
+        verbs = missing or ["forecast", "train"]
+        raise UserError(
+            f"{folder.path} has no finished {' and no finished '.join(verbs)}: run `foretune {verbs[0]}` first."
+        )
+    record = folder.record
+    found = compare(
+        tables["forecast"].to_pylist(),
+        tables["observed"].to_pylist(),
+        arrays["forecast_pairs"],  # pyright: ignore
+        arrays["observed_pairs"],  # pyright: ignore
+        {row["pair_id"]: row["behaviour"] for row in tables["pairs"].to_pylist() if row["split"] == split},
+        split=split,
+        caveats=record["forecast"]["notes"] + record["train"]["notes"],
+        **ours,
+    )
+    folder.write_json("verification.json", found.as_json())
+    stages = [folder.stage_key("forecast"), folder.stage_key("train"), split]
+    folder.finish_stage("verify", key=sha256_of(stages), seconds=0.0)
+    (progress or Progress.silent()).say(f"verify: {found.sentence}")
+    return folder
