@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from foretune.cli.finish import finish
-from foretune.verbs.train import train
 from foretune.verbs.job import parse_job
 from foretune.verbs.progress import Progress
+from foretune.verbs.train import train
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -169,7 +169,7 @@ def _residuals(head: Head, sketch: TensorSketch, states: Tensor, targets: Target
 
 
 def _gradient_factor(head: Head, logits: Tensor) -> Tensor:
-    """d logit / d(h Wᵀ): the scale, times the slope of the soft-capping where the model has one."""
+    """D logit / d(h Wᵀ): the scale, times the slope of the soft-capping where the model has one."""
     factor = torch.full_like(logits, head.scale)
     return factor if head.softcap is None else factor * (1 - (logits / head.softcap) ** 2)
 

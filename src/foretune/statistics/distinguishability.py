@@ -93,7 +93,7 @@ def separability(sample: Sample, generator: np.random.Generator, *, repeats: int
 
 
 def generalised_distinguishability(features: FloatArray, strata: np.ndarray) -> tuple[float, float]:
-    """d = ‖mean φ‖ of one behaviour and its de-biased value (theory T13).
+    """D = ‖mean φ‖ of one behaviour and its de-biased value (theory T13).
 
     Args:
         features: φ, shape (n, dim).

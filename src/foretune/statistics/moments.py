@@ -55,7 +55,7 @@ def covariance(state: MomentState) -> FloatArray:
 
 
 def trace(state: MomentState) -> float:
-    """tr Σ: total variance; NaN with fewer than two rows."""
+    """Tr Σ: total variance; NaN with fewer than two rows."""
     return float(np.trace(state.scatter) / (state.count - 1)) if state.count > 1 else float("nan")
 
 

@@ -32,7 +32,7 @@ class TwoClasses:
         return min(self.is_plus.sum(), (~self.is_plus).sum()) >= 2
 
     def coefficients(self) -> FloatArray:
-        """c with difference = c @ rows, shape (n,)."""
+        """C with difference = c @ rows, shape (n,)."""
         return _class_means(self.is_plus)
 
     def sampling_bias(self) -> float:
@@ -97,7 +97,7 @@ class Differences:
 
     @property
     def rows(self) -> FloatArray:
-        """chosen − rejected, shape (n, dim)."""
+        """Chosen − rejected, shape (n, dim)."""
         return self.chosen - self.rejected
 
     @property

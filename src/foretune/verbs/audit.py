@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from foretune.findings import Evidence, find_all
 from foretune.errors import UserError
 from foretune.features.probes import Probes, probe
 from foretune.features.store import ShardStore
 from foretune.features.unembedding import PairFeatures, measure_pairs, open_store
+from foretune.findings import Evidence, find_all
 from foretune.models.load import weights_hash
 from foretune.records import RunFolder
 from foretune.records.provenance import pairs_hash, sha256_of, versions

@@ -1,6 +1,5 @@
 """`forecast`: what the run will do to every behaviour, before it is run."""
 
-import copy
 from typing import Any
 
 import numpy as np

@@ -12,7 +12,7 @@ from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, T
 from foretune.data import PreferenceData, load_preferences
 from foretune.errors import UserError
 from foretune.models.load import resolve_dtype
-from foretune.objectives import DPO, IPO, Objective, SLiC
+from foretune.objectives import DPO, Objective, SLiC
 from foretune.records import RunFolder
 from foretune.training.build import TRAINABLE, default_device
 
