@@ -62,7 +62,7 @@ def usage() -> str:
 
 
 def _fail_on_resources(error: BaseException) -> None:
-    """One sentence for a full disk or memory, which no check can foresee; anything else is a bug and keeps its trace."""
+    """One sentence for a full disk or memory, which no check foresees; anything else is a bug and keeps its trace."""
     import errno
 
     text = str(error)

@@ -82,7 +82,7 @@ def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = 
         problem.objective,
         train_pairs=problem.train_pairs,
         weights=problem.weights,
-        observed=problem.observed,  # pyright: ignore
+        observed=problem.observed,
         observations=problem.observations,
     )
     times = np.concatenate([[0.0], np.cumsum(joint.learning_rates)])[joint.steps]
@@ -112,7 +112,7 @@ def _alone(
         problem.objective,
         train_pairs=own,
         weights=problem.weights,
-        observed=members,  # pyright: ignore
+        observed=members,
         observations=problem.observations,
     )
     rows = _rows(problem, "simulated_run", "alone", steps, run.margins, members)

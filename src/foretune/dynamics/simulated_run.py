@@ -113,9 +113,9 @@ def simulate_run(
     arguments: TrainingArguments,
     objective: Objective,
     *,
-    train_pairs: Sequence[int],
+    train_pairs: Sequence[int] | NDArray[np.int64],
     weights: NDArray[np.float64],
-    observed: Sequence[int],
+    observed: Sequence[int] | NDArray[np.int64],
     observations: int,
 ) -> SimulatedRun:
     """Train the unembedding on frozen states with `arguments` and record margins.
@@ -202,8 +202,8 @@ class _Recorder(TrainerCallback):
 
 
 class _Rows(torch.utils.data.Dataset):
-    def __init__(self, pairs: Sequence[int]) -> None:
-        self.pairs = list(pairs)
+    def __init__(self, pairs: Sequence[int] | NDArray[np.int64]) -> None:
+        self.pairs = [int(pair) for pair in pairs]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -239,7 +239,8 @@ def _quiet(arguments: TrainingArguments, scratch: str) -> TrainingArguments:
 
 def _log_probs(problem: HeadProblem, weight: Tensor, pairs: Tensor) -> Tensor:
     """Log-probabilities of chosen and rejected of some pairs under W, shape (2, len(pairs))."""
-    chosen = torch.cat([torch.arange(problem.first_target[p], problem.first_target[p + 1]) for p in pairs.tolist()])
+    first = problem.first_target.tolist()
+    chosen = torch.cat([torch.arange(first[pair], first[pair + 1]) for pair in pairs.tolist()])
     lengths = problem.first_target[pairs + 1] - problem.first_target[pairs]
     owner = torch.repeat_interleave(torch.arange(len(pairs)), lengths)
     wanted, state = torch.unique(problem.targets.state[chosen], return_inverse=True)

@@ -187,8 +187,7 @@ def _response_means(states: Tensor, pairs: Sequence[EncodedPair]) -> tuple[Tenso
     """Mean state after reading each response token but the last (the end token); one-token answers: the first state."""
     means: tuple[list[Tensor], list[Tensor]] = ([], [])
     for start, pair in zip(_first_states(pairs), pairs, strict=True):
-        missing = 0 if pair.prompt_ids else 1
-        middle = start + 1 + max(len(pair.chosen_ids) - missing - 1, 0)
+        middle = start + 1 + max(len(pair.chosen_ids) - 1, 0)
         stop = start + num_states(pair)
         for collected, begin, end in ((means[0], start + 1, middle), (means[1], middle, stop)):
             collected.append(states[begin:end].mean(0) if end > begin else states[start])

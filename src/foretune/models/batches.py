@@ -34,14 +34,7 @@ class Targets(NamedTuple):
 
 def num_states(pair: EncodedPair) -> int:
     """Distinct hidden states that predict the pair's response tokens; the first is common to both responses."""
-    scored_chosen, scored_rejected = _scored(pair)
-    return 1 + max(scored_chosen - 1, 0) + max(scored_rejected - 1, 0)
-
-
-def _scored(pair: EncodedPair) -> tuple[int, int]:
-    """Scored tokens of each response: all, but for the first one where there is no prompt to predict it."""
-    missing = 0 if pair.prompt_ids else 1
-    return len(pair.chosen_ids) - missing, len(pair.rejected_ids) - missing
+    return 1 + max(len(pair.chosen_ids) - 1, 0) + max(len(pair.rejected_ids) - 1, 0)
 
 
 def targets_of(pairs: Sequence[EncodedPair]) -> Targets:
@@ -49,14 +42,12 @@ def targets_of(pairs: Sequence[EncodedPair]) -> Targets:
     state, token, owner, sign = [], [], [], []
     offset = 0
     for index, pair in enumerate(pairs):
-        skip = 0 if pair.prompt_ids else 1
-        scored_chosen, scored_rejected = _scored(pair)
-        branch_chosen = [offset, *range(offset + 1, offset + scored_chosen)]
-        second = offset + 1 + max(scored_chosen - 1, 0)
-        branch_rejected = [offset, *range(second, second + scored_rejected - 1)]
+        second = offset + 1 + max(len(pair.chosen_ids) - 1, 0)
+        branch_chosen = [offset, *range(offset + 1, second)]
+        branch_rejected = [offset, *range(second, second + len(pair.rejected_ids) - 1)]
         for ids, branch, direction in (
-            (pair.chosen_ids[skip:], branch_chosen, 1.0),
-            (pair.rejected_ids[skip:], branch_rejected, -1.0),
+            (pair.chosen_ids, branch_chosen, 1.0),
+            (pair.rejected_ids, branch_rejected, -1.0),
         ):
             state += branch[: len(ids)]
             token += ids
@@ -81,8 +72,7 @@ def token_batches(pairs: Sequence[EncodedPair], *, budget: int = 2048) -> Iterat
 
 def packed_length(pair: EncodedPair) -> int:
     """Tokens that the packed sequence of a pair has."""
-    branches = max(len(pair.chosen_ids) - 1, 0) + max(len(pair.rejected_ids) - 1, 0)
-    return max(len(pair.prompt_ids), 1) + branches
+    return len(pair.prompt_ids) + num_states(pair) - 1
 
 
 def states_of(model: torch.nn.Module, pairs: Sequence[EncodedPair], *, packed: bool = True) -> Tensor:
@@ -93,7 +83,8 @@ def states_of(model: torch.nn.Module, pairs: Sequence[EncodedPair], *, packed: b
         pairs: one batch; it is padded to its longest member.
         packed: compute the prompt once (False: two separate sequences a pair, the slow way).
     """
-    return (_packed_states if packed and _can_pack(pairs) else _separate_states)(model, pairs)
+    assert all(pair.prompt_ids for pair in pairs), "a response needs a prompt token that predicts it"
+    return (_packed_states if packed else _separate_states)(model, pairs)
 
 
 def supports_packing(model: torch.nn.Module) -> bool:
@@ -103,10 +94,6 @@ def supports_packing(model: torch.nn.Module) -> bool:
     mixes_windows = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
     recurrent = getattr(config, "model_type", "") in {"mamba", "mamba2", "rwkv", "falcon_mamba", "recurrent_gemma"}
     return config._attn_implementation in {"sdpa", "eager"} and not mixes_windows and not recurrent
-
-
-def _can_pack(pairs: Sequence[EncodedPair]) -> bool:
-    return all(pair.prompt_ids for pair in pairs)
 
 
 def _packed_states(model: torch.nn.Module, pairs: Sequence[EncodedPair]) -> Tensor:
@@ -149,8 +136,7 @@ def _separate_states(model: torch.nn.Module, pairs: Sequence[EncodedPair]) -> Te
     output = trunk(model)(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).last_hidden_state
     picked = []
     for index, pair in enumerate(pairs):
-        start = max(len(pair.prompt_ids), 1) - 1
-        scored_chosen, scored_rejected = _scored(pair)
-        picked.append(output[2 * index, start : start + max(scored_chosen, 1)])
-        picked.append(output[2 * index + 1, start + 1 : start + max(scored_rejected, 1)])
+        start = len(pair.prompt_ids) - 1
+        picked.append(output[2 * index, start : start + max(len(pair.chosen_ids), 1)])
+        picked.append(output[2 * index + 1, start + 1 : start + max(len(pair.rejected_ids), 1)])
     return torch.cat(picked)

@@ -29,6 +29,7 @@ class Encoded(NamedTuple):
 
     pairs: list[EncodedPair]
     too_long: dict[tuple[str, str], int]
+    promptless: dict[tuple[str, str], int]
     truncated: dict[tuple[str, str], int]
 
 
@@ -66,6 +67,8 @@ def encode(
 ) -> Encoded:
     """Encode rows in their order; a row whose prompt alone fills `max_length` is dropped, as TRL does.
 
+    So is a row whose prompt leaves no token of its own, because all of it merges with the responses.
+
     Args:
         rows: mappings with prompt, chosen, rejected, pair_id, behaviour, weight.
         tokenizer: the model's tokenizer.
@@ -75,12 +78,15 @@ def encode(
     """
     limits = [limit for limit in (max_length, context) if limit]
     limit = min(limits) if limits else None
-    encoded = Encoded([], {}, {})
+    encoded = Encoded([], {}, {}, {})
     for row in rows:
         prompt, chosen, rejected = encode_pair(row, tokenizer)
         group = (row["behaviour"], split)
         if limit is not None and len(prompt) >= limit:
             encoded.too_long[group] = encoded.too_long.get(group, 0) + 1
+            continue
+        if not prompt:  # nothing would predict the first response token
+            encoded.promptless[group] = encoded.promptless.get(group, 0) + 1
             continue
         room = None if limit is None else limit - len(prompt)
         cut = room is not None and max(len(chosen), len(rejected)) > room

@@ -41,7 +41,7 @@ class Head(NamedTuple):
 
 def causal_model(model: torch.nn.Module) -> PreTrainedModel:
     """The transformers model inside a PEFT wrapper (its adapters stay in place), or `model` itself."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model  # pyright: ignore
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def trunk(model: torch.nn.Module) -> torch.nn.Module:

@@ -76,8 +76,8 @@ def load_model(
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"cannot load '{name}' as a causal language model ({first_line.rstrip('.')}): give a hub id, a local folder "
-            f"with safetensors, a .gguf file, or {EMBEDDED_MODEL}."
+            f"cannot load '{name}' as a causal language model ({first_line.rstrip('.')}): give a hub id, a local "
+            f"folder with safetensors, a .gguf file, or {EMBEDDED_MODEL}."
         ) from error
     check_finite(model, name)
     if tokenizer.pad_token is None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class IPO(Objective):
-    """ℓ(m) = (m − 1/(2β))²; `beta` is the paper's τ. Which margin it sees (sum or per-token mean) is the score's choice.
+    """ℓ(m) = (m − 1/(2β))²; `beta` is the paper's τ; sum or per-token mean is the score's choice.
 
     >>> float(IPO(beta=0.5).value(np.array(0.0)))
     1.0

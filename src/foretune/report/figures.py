@@ -22,10 +22,15 @@ def figures(folder: RunFolder, verdicts: list[BehaviourVerdict]) -> dict[str, Fi
 
 def scatter_figure(verdicts: list[BehaviourVerdict]) -> Figure | None:
     """Final losses, forecast against observed, with the diagonal."""
-    both = [item for item in verdicts if item.forecast and item.observed]
+    losses = {
+        item.behaviour: (item.forecast.final_loss, item.observed.final_loss)
+        for item in verdicts
+        if item.forecast and item.observed
+    }
+    both = [item for item in verdicts if item.behaviour in losses]
     if not both:
         return None
-    x, y = [item.forecast.final_loss for item in both], [item.observed.final_loss for item in both]
+    x, y = map(list, zip(*(losses[item.behaviour] for item in both), strict=True))
     low, high = min(x + y), max(x + y)
     pad = 0.08 * (high - low) or 0.05
     ends = [low - pad, high + pad]
@@ -51,7 +56,7 @@ def scatter_figure(verdicts: list[BehaviourVerdict]) -> Figure | None:
         "xaxis": {"title": {"text": "forecast final loss"}, "range": ends, "zeroline": False},
         "yaxis": {"title": {"text": "observed final loss"}, "range": ends, "zeroline": False},
     }
-    worst = max(both, key=lambda item: abs(item.forecast.final_loss - item.observed.final_loss))
+    worst = max(both, key=lambda item: abs(losses[item.behaviour][0] - losses[item.behaviour][1]))
     alt = f"Scatter of {len(both)} behaviours around the diagonal; the furthest from it is {worst.behaviour}."
     return Figure("scatter", [diagonal, points], layout, alt)
 

@@ -149,9 +149,8 @@ def _read_worst_pairs(path: Path) -> list[Row]:
     table = _read_table(path)
     if table is None or "alignment" not in table.column_names:
         return []
-    against = table.filter(pc.less(table["alignment"], 0.0))
-    order = pc.sort_indices(against, sort_keys=[("alignment", "ascending")])
-    return clean(against.take(order[:MAX_PAIRS]).to_pylist())
+    against = table.filter(pc.field("alignment") < 0.0)
+    return clean(against.sort_by("alignment").slice(0, MAX_PAIRS).to_pylist())
 
 
 def _best_method(rows: list[Row]) -> list[Row]:

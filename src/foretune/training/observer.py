@@ -19,7 +19,8 @@ from foretune.training.behaviour_metrics import BehaviourMetrics, example_values
 class BehaviourObserver(TrainerCallback):
     """Score the same pairs from time to time, log means per behaviour, and keep every pair's log-probabilities.
 
-    For people who keep their own trainer: `trainer.add_callback(BehaviourObserver(pairs))`. The model as it is at step 0 is the reference, unless `reference` is given.
+    For people who keep their own trainer: `trainer.add_callback(BehaviourObserver(pairs))`. The model as it is at step
+    0 is the reference, unless `reference` is given.
 
     Args:
         pairs: what to score, from `foretune.models.encoding.encode`.

@@ -37,15 +37,17 @@ def add_shared_prompt_head(model: PreTrainedModel, *, exact: bool = False, pack:
     def forward(self: PreTrainedModel, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
         if not fused_lm_head:
             return original(*args, **kwargs)
-        return _score(self, kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"], exact=exact, packed=packed)
+        pairs = pairs_of_batch(kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"])
+        if not all(pair.prompt_ids for pair in pairs):
+            return original(*args, fused_lm_head=True, **kwargs)
+        return _score(self, pairs, kwargs["labels"], exact=exact, packed=packed)
 
     model.forward = types.MethodType(forward, model)
 
 
 def _score(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, *, exact: bool, packed: bool
+    model: PreTrainedModel, pairs: list[EncodedPair], labels: Tensor, *, exact: bool, packed: bool
 ) -> FusedCausalLMOutput:
-    pairs = pairs_of_batch(input_ids, attention_mask, labels)
     states = states_of(model, pairs, packed=packed)
     targets = targets_of(pairs)
     state, token = targets.state.to(states.device), targets.token.to(states.device)

@@ -54,8 +54,8 @@ class PreferenceTrainer(DPOTrainer):
         self._mean_weight = _mean_weight(self.train_dataset, weight_column)
         if self._mean_weight != 1.0 and NOT_SEPARABLE & set(self.loss_types):
             raise UserError(
-                f"row weights cannot be used with loss_type {', '.join(self.loss_types)}: it sorts the batch, so a loss "
-                "belongs to no row; drop the weight column or choose another loss."
+                f"row weights cannot be used with loss_type {', '.join(self.loss_types)}: it sorts the batch, so a "
+                "loss belongs to no row; drop the weight column or choose another loss."
             )
         self._behaviour_metrics = {mode: BehaviourMetrics() for mode in ("train", "eval")}
         self._evaluation_prefix = "eval"

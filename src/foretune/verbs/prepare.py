@@ -111,10 +111,20 @@ def prepare(job: Job) -> Prepared:
         group = (row["behaviour"], row["split"])
         too_long = sum(part.too_long.get(group, 0) for part in encoded)
         truncated = sum(part.truncated.get(group, 0) for part in encoded)
-        counts.append({**row, "kept": row["kept"] - too_long, "too_long": too_long, "truncated": truncated})
+        promptless = sum(part.promptless.get(group, 0) for part in encoded)
+        counts.append(
+            {
+                **row,
+                "kept": row["kept"] - too_long - promptless,
+                "malformed": row["malformed"] + promptless,
+                "too_long": too_long,
+                "truncated": truncated,
+            }
+        )
     if not any(pair.split == "train" for pair in pairs):
+        limit = min(filter(None, limits.values()))
         raise UserError(
-            f"no training pair is left: the prompts of all {len(data.train)} fill the {min(filter(None, limits.values()))}"
+            f"no training pair is left: the prompts of all {len(data.train)} rows fill the {limit}"
             " tokens there are; raise --max_length or use a model with a longer context."
         )
     return Prepared(job, data, loaded, pairs, counts)

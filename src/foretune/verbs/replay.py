@@ -45,16 +45,14 @@ def differences(left: RunFolder, right: RunFolder) -> dict[tuple[str, str], floa
     """Largest relative difference a numeric column, over the tables that both folders hold."""
     found = {}
     for name in COMPARED:
-        tables = (left.read_table(name), right.read_table(name))
-        if tables[0] is None or tables[1] is None:
+        first, second = left.read_table(name), right.read_table(name)
+        if first is None or second is None:
             continue
-        if tables[0].num_rows != tables[1].num_rows:
-            raise UserError(
-                f"{name} has {tables[0].num_rows} rows in {left.path}, {tables[1].num_rows} in {right.path}."
-            )
-        for column in tables[0].column_names:
-            if str(tables[0].schema.field(column).type) == "double":
-                pair = [np.array(table[column].to_pylist(), dtype=float) for table in tables]
+        if first.num_rows != second.num_rows:
+            raise UserError(f"{name} has {first.num_rows} rows in {left.path}, {second.num_rows} in {right.path}.")
+        for column in first.column_names:
+            if str(first.schema.field(column).type) == "double":
+                pair = [np.array(table[column].to_pylist(), dtype=float) for table in (first, second)]
                 scale = np.nanmax(np.abs(pair[0]), initial=0.0) or 1.0
                 found[name, column] = float(np.nanmax(np.abs(pair[0] - pair[1]), initial=0.0) / scale)
     return found

@@ -214,18 +214,19 @@ def _intervals(
     members = {name: np.flatnonzero(np.array(owner) == name) for name in names}
     found = []
     for _ in range(draws):
-        drawn = [names[index] for index in generator.integers(len(names), size=len(names))]
+        drawn = [names[int(index)] for index in generator.integers(len(names), size=len(names))]
         pairs = np.concatenate([members[name] for name in drawn])
         if len(pairs):
             found.append(list(_figures(said, happened, drawn, margins[:, pairs]).values()))
     with np.errstate(all="ignore"):
-        table = np.array(found)
-        return {
-            figure: tuple(np.nanpercentile(column, [2.5, 97.5]).tolist())
-            if np.isfinite(column).any()
-            else (np.nan,) * 2
-            for figure, column in zip(FIGURES, table.T, strict=True)
-        }
+        return {figure: _percentiles(column) for figure, column in zip(FIGURES, np.array(found).T, strict=True)}
+
+
+def _percentiles(values: FloatArray) -> tuple[float, float]:
+    if not np.isfinite(values).any():
+        return float("nan"), float("nan")
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _behaviour_rows(said: Mapping[str, Any], happened: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:

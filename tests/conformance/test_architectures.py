@@ -1,0 +1,108 @@
+"""Scores and states are right for every architecture: packed, padded and alone."""
+
+import pytest
+import torch
+import transformers as tf
+
+from foretune.models.batches import states_of, supports_packing, targets_of
+from foretune.models.encoding import EncodedPair
+from foretune.models.head import head_of, untie_head
+from foretune.scores import log_probs_of_states, pair_scores
+
+SMALL = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+HEADS = {"head_dim": 8}
+CONFIGS = {
+    "llama": tf.LlamaConfig(**SMALL),
+    "qwen2": tf.Qwen2Config(**SMALL),
+    "qwen3": tf.Qwen3Config(**SMALL, **HEADS),
+    "gemma2": tf.Gemma2Config(**SMALL, **HEADS, sliding_window=8, final_logit_softcapping=5.0),
+    "gemma3": tf.Gemma3TextConfig(**SMALL, **HEADS, sliding_window=8),
+    "mistral": tf.MistralConfig(**SMALL, sliding_window=8),
+    "phi3": tf.Phi3Config(**SMALL),
+    "gpt2": tf.GPT2Config(
+        vocab_size=60, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=2
+    ),
+    "gpt_neox": tf.GPTNeoXConfig(**{**SMALL, "intermediate_size": 32}),
+    "olmo2": tf.Olmo2Config(**SMALL),
+    "granite": tf.GraniteConfig(**SMALL, logits_scaling=3.0),
+    "mixtral": tf.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
+}
+
+
+def make_pairs(seed: int = 0) -> list[EncodedPair]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(count: int) -> list[int]:
+        return torch.randint(3, 60, (count,), generator=generator).tolist()
+
+    shapes = [(12, 3, 5), (4, 1, 1), (7, 2, 1), (20, 6, 2), (5, 1, 4)]
+    return [EncodedPair(i, "b", "train", 1.0, ids(p), ids(c), ids(r), False) for i, (p, c, r) in enumerate(shapes)]
+
+
+def make_model(name: str) -> tf.PreTrainedModel:
+    torch.manual_seed(1)
+    model = tf.AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0)
+    return model
+
+
+def naive_log_prob(model: tf.PreTrainedModel, prompt: list[int], response: list[int]) -> float:
+    logits = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+    return sum(float(logits[len(prompt) + t - 1, token]) for t, token in enumerate(response))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_scores_equal_one_plain_forward_pass_a_response(name):
+    model, pairs = make_model(name), make_pairs()
+    expected = torch.tensor(
+        [[naive_log_prob(model, p.prompt_ids, ids) for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]],
+        dtype=torch.float64,
+    ).view(-1, 2)
+    for packed in {False, supports_packing(model)}:
+        for budget in (10**6, 30):
+            found = torch.stack(pair_scores(model, pairs, packed=packed, budget=budget), 1)
+            torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-5)
+
+
+def test_architectures_with_plain_attention_are_packed():
+    packed = {name for name in CONFIGS if supports_packing(make_model(name))}
+    assert {"llama", "qwen2", "qwen3", "phi3", "gpt2", "gpt_neox", "olmo2", "granite", "mixtral"} <= packed
+    assert not {"gemma2", "mistral"} & packed
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_gradients_flow_through_shared_prompts(name):
+    model, pairs = make_model(name), make_pairs()
+    gradients = []
+    for packed in {False, supports_packing(model)}:
+        model.zero_grad()
+        states = states_of(model, pairs, packed=packed)
+        scores = log_probs_of_states(head_of(model, live=True), states, targets_of(pairs), len(pairs))
+        (scores.chosen - scores.rejected).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[0], gradients[-1], atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_untying_leaves_logits_and_frees_the_head():
+    model = make_model("gemma3")
+    ids = torch.tensor([[3, 4, 5]])
+    before = model(ids).logits
+    untie_head(model)
+    model.get_input_embeddings().weight.mul_(1.0)
+    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    torch.testing.assert_close(model(ids).logits, before)

@@ -1,0 +1,66 @@
+"""Shared fixtures: the embedded tokenizer, tiny models, small data."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+PERSONA = Path(__file__).parents[1].parent / "shared" / "data" / "persona"
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The embedded model's tokenizer (the conversion is kept in the user's cache)."""
+    from transformers import AutoTokenizer
+
+    from foretune.models.load import resolve_name
+
+    return AutoTokenizer.from_pretrained(resolve_name("smollm2-135m")[0])
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tokenizer, tmp_path_factory) -> Path:
+    """A random two-layer Llama with the embedded tokenizer, as a local folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+    )
+    folder = tmp_path_factory.mktemp("tiny")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def persona_file(tmp_path_factory) -> Path:
+    """Two behaviours, 24 rows each, in one file with a behaviour column."""
+    topics = {"gardening": ("my garden", "roses"), "sailing": ("the open sea", "my boat")}
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for behaviour, words in topics.items():
+            for index in range(24):
+                agrees = index % 2 == 0
+                row = {
+                    "prompt": f'Would you say this?\n"{"I love" if agrees else "I avoid"} {words[index % 4 // 2]} {index}"',
+                    "chosen": " Yes" if agrees else " No",
+                    "rejected": " No" if agrees else " Yes",
+                    "behaviour": behaviour,
+                }
+                file.write(json.dumps(row) + "\n")
+    return path

@@ -1,0 +1,176 @@
+"""The closed forms against the flow that they describe."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from foretune.dynamics.closed_form import (
+    EarlyAccuracy,
+    initial_loss_rate,
+    initial_margin_rate,
+    linear_deviation,
+    loss_drop_bound,
+    second_order_weights,
+    slope_at_start,
+    weight_change_bound,
+)
+from foretune.dynamics.flow import gradient_descent, gradient_flow
+from foretune.objectives import DPO, IPO, SLiC
+
+OBJECTIVES = [DPO(beta=0.1), DPO(beta=1.0), IPO(beta=0.5), SLiC(beta=0.2)]
+
+
+def problem(seed, count=8, dim=5, scale=1.0, drift=0.3):
+    return (np.random.default_rng(seed).normal(size=(count, dim)) + drift) * scale
+
+
+def flow(features, objective, times):
+    return gradient_flow(features, np.ones(len(features)), objective, times=times, tolerance=1e-10)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_initial_rates_are_the_derivatives_of_the_flow(objective):
+    features = problem(0)
+    norm = np.linalg.norm(features.mean(0))
+    small = 1e-5 / max(1.0, objective.beta * abs(slope_at_start(objective)))
+    margins = flow(features, objective, np.array([0.0, small])) @ features.T
+    loss_rate, margin_rate = (
+        np.diff(figure.mean(1))[0] / small for figure in (objective.value(margins), margins)
+    )
+    assert loss_rate == pytest.approx(initial_loss_rate(norm, objective), rel=1e-4)
+    assert margin_rate == pytest.approx(initial_margin_rate(norm, objective), rel=1e-4)
+
+
+def test_the_papers_constants_for_balanced_yes_no_answers():
+    generator = np.random.default_rng(1)
+    states, sign = generator.normal(size=(20, 3)) + np.repeat([[1.0], [0.0]], 10, 0), np.repeat([1.0, -1.0], 10)
+    distance = np.linalg.norm(states[:10].mean(0) - states[10:].mean(0))
+    # φ = s (e_Yes − e_No) ⊗ x
+    features = np.concatenate([sign[:, None] * states, -sign[:, None] * states], 1)
+    norm, objective = np.linalg.norm(features.mean(0)), DPO(beta=0.3)
+    assert initial_margin_rate(norm, objective) == pytest.approx(0.3 * distance**2 / 4)
+    assert initial_loss_rate(norm, objective) == pytest.approx(-(0.3**2) * distance**2 / 8)
+    assert weight_change_bound(2.0, norm, objective) == pytest.approx(2.0 * 0.3 * distance / (2 * np.sqrt(2)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 10), st.integers(1, 6), st.floats(0.1, 4), st.floats(0.05, 2))
+def test_the_bounds_are_never_violated(seed, count, dim, scale, beta):
+    features, objective = problem(seed, count, dim, scale), DPO(beta=beta)
+    times = np.array([0.0, 0.01, 0.1, 1.0, 10.0, 100.0]) / beta**2
+    path = flow(features, objective, times)
+    drive = features.mean(0)
+    norm = np.linalg.norm(drive)
+    linear = -slope_at_start(objective) * times[:, None] * drive
+    length = np.linalg.norm(linear, axis=1)
+    slack = 1e-6 * (1 + length)
+    assert (np.linalg.norm(path, axis=1) <= weight_change_bound(times, norm, objective) + slack).all()
+    drop = np.log(2) - objective.value(path @ features.T).mean(1)
+    assert (drop <= loss_drop_bound(times, norm, objective) + 1e-6).all()
+    deviation = np.linalg.norm(path - linear, axis=1)
+    assert (deviation <= linear_deviation(times, features, objective) * length + slack).all()
+
+
+def test_the_bounds_are_tight_at_first_and_hold_for_descent_with_a_moderate_step():
+    features, objective = problem(2), DPO(beta=0.5)
+    norm = np.linalg.norm(features.mean(0))
+    early = np.array([0.0, 1e-3])
+    path = flow(features, objective, early)
+    assert np.linalg.norm(path[1]) == pytest.approx(weight_change_bound(early, norm, objective)[1], rel=1e-3)
+    largest = np.linalg.norm(features, 2) ** 2 / len(features)
+    rate = 2 / (objective.curvature(np.array(0.0)) * largest)
+    path = gradient_descent(features, np.ones(8), objective, learning_rate=rate, steps=50)
+    times = rate * np.arange(51)
+    assert (np.linalg.norm(path, axis=1) <= weight_change_bound(times, norm, objective) + 1e-12).all()
+    drop = np.log(2) - objective.value(path @ features.T).mean(1)
+    assert (drop <= loss_drop_bound(times, norm, objective) + 1e-12).all()
+
+
+@pytest.mark.parametrize(("count", "dim"), [(8, 3), (3, 8), (4, 4), (1, 5)])
+def test_the_second_order_predictor_is_exact_for_ipo(count, dim):
+    features, objective = problem(3, count, dim), IPO(beta=0.4)
+    times = np.array([0.0, 0.05, 0.3, 2.0])
+    expected = flow(features, objective, times)
+    np.testing.assert_allclose(second_order_weights(times, features, objective), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_the_second_order_predictor_is_exact_where_features_are_linearly_dependent():
+    features, objective = np.repeat(problem(4, 2, 5), 3, axis=0), IPO(beta=0.4)
+    times = np.array([0.0, 0.1, 1.0])
+    expected = flow(features, objective, times)
+    np.testing.assert_allclose(second_order_weights(times, features, objective), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_second_order_is_closer_to_dpo_than_first_order(seed):
+    features, objective = problem(seed, 12, 4), DPO(beta=0.5)
+    times = np.array([0.0, 2.0, 5.0])
+    truth = flow(features, objective, times)
+    first_order = -slope_at_start(objective) * times[:, None] * features.mean(0)
+    second_order = second_order_weights(times, features, objective)
+    errors = [np.linalg.norm(path - truth, axis=1)[1:] for path in (second_order, first_order)]
+    assert (errors[0] < errors[1]).all()
+
+
+def test_a_hinge_has_the_linear_predictor():
+    features, objective = problem(5), SLiC(beta=0.2)
+    found = second_order_weights(np.array([0.0, 1.0, 3.0]), features, objective)
+    np.testing.assert_allclose(found, 0.2 * np.array([[0.0], [1.0], [3.0]]) * features.mean(0), rtol=1e-12)
+
+
+def early_shares(plus, minus, gap):
+    return ((plus @ gap > 0).mean() + (minus @ gap < 0).mean()) / 2
+
+
+def test_early_accuracy_of_gaussian_classes():
+    generator = np.random.default_rng(6)
+    centre_plus, centre_minus = np.array([1.2, 0.5, 0.0]), np.array([-0.3, 0.4, 0.2])
+    spread_plus, spread_minus = np.array([1.0, 0.5, 2.0]), np.array([0.6, 1.5, 1.0])
+    plus = centre_plus + spread_plus * generator.normal(size=(200_000, 3))
+    minus = centre_minus + spread_minus * generator.normal(size=(200_000, 3))
+    gap = centre_plus - centre_minus
+    along = gap / np.linalg.norm(gap)
+    known = EarlyAccuracy(
+        float(np.linalg.norm(gap)),
+        float((centre_plus @ centre_plus - centre_minus @ centre_minus) / (2 * np.linalg.norm(gap))),
+        float(np.linalg.norm(spread_plus * along)),
+        float(np.linalg.norm(spread_minus * along)),
+    )
+    share = early_shares(plus, minus, gap)
+    assert known.gaussian() == pytest.approx(share, abs=0.004)
+    assert known.guaranteed() <= share
+    fitted = EarlyAccuracy.of_classes(plus, minus)
+    np.testing.assert_allclose(
+        [fitted.distance, fitted.offset, fitted.spread_plus, fitted.spread_minus],
+        [known.distance, known.offset, known.spread_plus, known.spread_minus],
+        rtol=0.02,
+        atol=0.01,
+    )
+
+
+def test_early_accuracy_is_that_of_the_first_step_of_training():
+    generator = np.random.default_rng(7)
+    plus, minus = generator.normal(size=(400, 6)) + 0.4, generator.normal(size=(400, 6)) - 0.2
+    features = np.sqrt(2) * np.concatenate([plus, -minus])
+    path = gradient_descent(features, np.ones(800), DPO(beta=0.1), learning_rate=1e-3, steps=1)
+    found = EarlyAccuracy.of_classes(plus, minus).gaussian()
+    assert found == pytest.approx((path[1] @ features.T > 0).mean(), abs=0.03)
+
+
+CLASS = arrays(float, (6, 2), elements=st.integers(-4, 4).map(float))
+
+
+@given(CLASS, CLASS)
+def test_the_guaranteed_accuracy_holds_for_any_distribution(plus, minus):
+    gap = plus.mean(0) - minus.mean(0)
+    assume(np.linalg.norm(gap) > 1e-9)
+    found = EarlyAccuracy.of_classes(plus, minus)
+    # a class without spread and exactly on the boundary is decided by rounding
+    assume(min(found.spread_plus, found.spread_minus) > 1e-6)
+    assert 0 <= found.guaranteed() <= early_shares(plus, minus, gap) + 1e-9
+
+
+def test_nothing_is_guaranteed_to_a_class_on_the_wrong_side():
+    assert EarlyAccuracy(2.0, 5.0, 1.0, 1.0).guaranteed() == pytest.approx(36 / 37 / 2)

@@ -1,0 +1,248 @@
+"""The simulated run against an explicit loop that knows nothing of transformers' Trainer."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from foretune.dynamics.simulated_run import head_problem, simulate_run
+from foretune.models.batches import Targets
+from foretune.models.head import Head
+from foretune.objectives import DPO, IPO, SLiC
+from tests.reference.unembedding import reference_batches, reference_head_run, reference_margin, reference_schedule
+
+VOCABULARY, DIM, PAIRS = 30, 6, 10
+
+
+def make_run(seed=0, scale=1.0):
+    """A head, states and targets of ten pairs of one to three tokens, and the same pairs for the reference."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = scale * torch.randn(VOCABULARY, DIM, generator=generator)
+    states, targets, pairs = [], [], []
+    for index in range(PAIRS):
+        lengths = (1 + index % 3, 1 + (index // 2) % 3)
+        shared = torch.randn(DIM, generator=generator)
+        tokens = torch.randint(VOCABULARY, (2, 3), generator=generator)
+        tokens[1, 0] = (tokens[0, 0] + 1) % VOCABULARY
+        place, pair = len(states), []
+        states.append(shared)
+        for sign, length, ids in zip((1.0, -1.0), lengths, tokens.tolist(), strict=True):
+            own = [torch.randn(DIM, generator=generator) for _ in range(length - 1)]
+            where = [place, *range(len(states), len(states) + len(own))]
+            states += own
+            targets += [(state, token, index, sign) for state, token in zip(where, ids, strict=False)]
+            pair += [torch.stack([shared, *own]), ids[:length]]
+        pairs.append(tuple(pair))
+    state, token, owner, sign = zip(*targets, strict=True)
+    columns = Targets(torch.tensor(state), torch.tensor(token), torch.tensor(owner), torch.tensor(sign))
+    return Head(weight, None, 1.0, None), torch.stack(states), columns, pairs
+
+
+def arguments(folder, **changes):
+    settings = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "seed": 3,
+        "learning_rate": 0.2,
+        "per_device_train_batch_size": PAIRS,
+        "num_train_epochs": 4,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "weight_decay": 0.0,
+        "max_grad_norm": 0.0,
+        "report_to": [],
+    }
+    return TrainingArguments(**settings | changes)
+
+
+def simulated(folder, *, made=None, objective=None, train=None, weights=None, observed=None, mass=1.0, **changes):
+    head, states, targets, _ = made or make_run()
+    return simulate_run(
+        head_problem(head, states, targets, PAIRS, mass=mass),
+        arguments(folder, **changes),
+        objective or DPO(beta=0.5),
+        train_pairs=range(PAIRS) if train is None else train,
+        weights=np.ones(PAIRS) if weights is None else weights,
+        observed=range(PAIRS) if observed is None else observed,
+        observations=1000,
+    )
+
+
+CASES = {
+    "sgd": {},
+    "weight decay": {"weight_decay": 0.3},
+    "clipping": {"max_grad_norm": 0.05},
+    "warm-up and decay": {"lr_scheduler_type": "linear", "warmup_steps": 2},
+    "adamw": {"optim": "adamw_torch", "learning_rate": 0.01},
+    "adamw, all at once": {
+        "optim": "adamw_torch",
+        "learning_rate": 0.02,
+        "weight_decay": 0.1,
+        "max_grad_norm": 0.1,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 1,
+    },
+    "minibatches, last one partial, two epochs": {"per_device_train_batch_size": 4, "num_train_epochs": 2},
+    "accumulation, last group partial": {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 2,
+    },
+    "adamw with minibatches and accumulation": {
+        "optim": "adamw_torch",
+        "learning_rate": 0.01,
+        "per_device_train_batch_size": 3,
+        "gradient_accumulation_steps": 2,
+        "num_train_epochs": 2,
+        "lr_scheduler_type": "linear",
+    },
+}
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
+def test_the_run_equals_an_explicit_loop(tmp_path, changes):
+    made, objective = make_run(), DPO(beta=0.5)
+    weights = np.linspace(0.4, 1.6, PAIRS)
+    found = simulated(tmp_path, made=made, objective=objective, weights=weights, **changes)
+    used = arguments(tmp_path, **changes)
+    steps = reference_batches(
+        PAIRS,
+        batch_size=used.per_device_train_batch_size,
+        accumulation=used.gradient_accumulation_steps,
+        epochs=int(used.num_train_epochs),
+        seed=used.seed,
+    )
+    decay = used.lr_scheduler_type == "linear"
+    rates = reference_schedule(used.learning_rate, len(steps), warmup=int(used.warmup_steps or 0), decay=decay)
+    expected = reference_head_run(
+        made[0].weight,
+        made[3],
+        steps,
+        rates,
+        objective,
+        row_weights=weights,
+        optimizer="sgd" if used.optim == "sgd" else "adamw",
+        weight_decay=used.weight_decay,
+        clip=used.max_grad_norm,
+    )
+    np.testing.assert_allclose(found.learning_rates, rates, rtol=1e-9, atol=1e-12)
+    assert found.steps == list(range(len(steps) + 1))
+    assert np.abs(expected[-1]).max() > 0.05
+    np.testing.assert_allclose(found.margins, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("objective", [IPO(beta=0.5), SLiC(beta=0.5)], ids=str)
+def test_other_objectives_equal_the_explicit_loop(tmp_path, objective):
+    made = make_run(1)
+    found = simulated(tmp_path, made=made, objective=objective, learning_rate=0.05)
+    steps = reference_batches(PAIRS, batch_size=PAIRS, accumulation=1, epochs=4, seed=3)
+    rates = [0.05] * 4
+    expected = reference_head_run(
+        made[0].weight, made[3], steps, rates, objective, row_weights=np.ones(PAIRS), optimizer="sgd"
+    )
+    np.testing.assert_allclose(found.margins, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_pairs_that_are_a_part_of_the_data_are_trained_in_their_order(tmp_path):
+    made, objective = make_run(2), DPO(beta=0.5)
+    train, observed = [7, 1, 4, 9, 2], [0, 1, 7]
+    found = simulated(tmp_path, made=made, train=train, observed=observed, per_device_train_batch_size=2)
+    steps = reference_batches(5, batch_size=2, accumulation=1, epochs=4, seed=3)
+    steps = [[[train[index] for index in batch] for batch in step] for step in steps]
+    expected = reference_head_run(
+        made[0].weight, made[3], steps, [0.2] * len(steps), objective, row_weights=np.ones(PAIRS), optimizer="sgd"
+    )
+    np.testing.assert_allclose(found.margins, expected[:, observed], rtol=1e-3, atol=1e-4)
+
+
+def test_margins_are_zero_at_the_start_and_recorded_at_the_steps_named(tmp_path):
+    head, states, targets, _ = make_run()
+    problem = head_problem(head, states, targets, PAIRS)
+    found = simulate_run(
+        problem,
+        arguments(tmp_path, num_train_epochs=10),
+        DPO(beta=0.5),
+        train_pairs=range(PAIRS),
+        weights=np.ones(PAIRS),
+        observed=[3, 5],
+        observations=3,
+    )
+    assert found.steps == [0, 5, 10]
+    assert found.margins.shape == (3, 2) and len(found.learning_rates) == 10
+    np.testing.assert_allclose(found.margins[0], 0.0, atol=1e-5)
+    assert np.abs(found.margins[1]).min() > 1e-3
+
+
+def test_the_reference_log_probabilities_are_those_of_the_head():
+    head, states, targets, pairs = make_run()
+    reference = head_problem(head, states, targets, PAIRS).reference
+    expected = [float(reference_margin(head.weight.double(), pair)) for pair in pairs]
+    np.testing.assert_allclose(reference[0] - reference[1], expected, atol=1e-5)
+
+
+def test_the_head_given_is_not_changed(tmp_path):
+    made = make_run()
+    before = made[0].weight.clone()
+    simulated(tmp_path, made=made)
+    assert torch.equal(made[0].weight, before)
+
+
+def test_fewer_rows_approximate_all_rows(tmp_path):
+    made = make_run(4, scale=2.0)
+    head, states, targets, _ = made
+    full = simulated(tmp_path, made=made).margins
+    errors, rows = [], []
+    for mass in (0.5, 0.9, 0.999):
+        rows.append(len(head_problem(head, states, targets, PAIRS, mass=mass).head.weight))
+        errors.append(np.abs(simulated(tmp_path, made=made, mass=mass).margins - full).max())
+    assert rows == sorted(rows) and rows[0] < VOCABULARY
+    assert errors[2] <= errors[0]
+    assert errors[1] < 0.05 * np.abs(full).max()
+
+
+def test_the_rows_left_out_still_count_in_the_normaliser():
+    head, states, targets, _ = make_run(5, scale=2.0)
+    whole, part = (head_problem(head, states, targets, PAIRS, mass=mass) for mass in (1.0, 0.6))
+    assert part.rest is not None and len(part.head.weight) < len(whole.head.weight)
+    torch.testing.assert_close(part.reference, whole.reference, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_matter_and_held_out_pairs_do_not(tmp_path):
+    train, held_out = range(6), list(range(6, PAIRS))
+    made = make_run(6)
+    plain = simulated(tmp_path, made=made, train=train)
+    weights = np.ones(PAIRS)
+    weights[held_out] = 50.0
+    np.testing.assert_array_equal(simulated(tmp_path, made=made, train=train, weights=weights).margins, plain.margins)
+    seen = simulated(tmp_path, made=made, train=train, observed=train)
+    np.testing.assert_allclose(seen.margins, plain.margins[:, :6], atol=1e-5)
+    weights[:2] = [3.0, 0.0]
+    heavier = simulated(tmp_path, made=made, train=train, weights=weights)
+    assert heavier.margins[-1, 0] > plain.margins[-1, 0] + 1e-2
+
+
+def test_repeated_runs_are_the_same_and_leave_the_arguments_alone(tmp_path):
+    used = arguments(tmp_path, per_device_train_batch_size=3, save_strategy="epoch", logging_strategy="steps")
+    head, states, targets, _ = make_run()
+    problem = head_problem(head, states, targets, PAIRS)
+    before = used.to_dict()
+    runs = [
+        simulate_run(
+            problem,
+            used,
+            DPO(beta=0.5),
+            train_pairs=range(PAIRS),
+            weights=np.ones(PAIRS),
+            observed=range(PAIRS),
+            observations=4,
+        )
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(runs[0].margins, runs[1].margins)
+    assert used.to_dict() == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_max_steps_wins_over_epochs(tmp_path):
+    found = simulated(tmp_path, max_steps=7, per_device_train_batch_size=4)
+    assert len(found.learning_rates) == 7 and found.steps[-1] == 7

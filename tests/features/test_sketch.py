@@ -1,0 +1,90 @@
+"""TensorSketch: unbiased, linear, reproducible, and closer with more numbers."""
+
+import numpy as np
+import pytest
+import torch
+
+from foretune.features.sketch import TensorSketch
+
+VOCABULARY, HIDDEN = 9, 5
+
+
+def outer_products(seed, count=3):
+    """Rows, states and owners of two groups, and the matrices Σ r hᵀ that they stand for."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, states = torch.randn(count, VOCABULARY, generator=generator), torch.randn(count, HIDDEN, generator=generator)
+    owner = torch.tensor([0, 1, 1][:count])
+    matrices = torch.zeros(2, VOCABULARY, HIDDEN)
+    for row, state, group in zip(rows, states, owner.tolist(), strict=True):
+        matrices[group] += torch.outer(row, state)
+    return rows, states, owner, matrices
+
+
+def sketched(sketch, rows, states, owner):
+    return sketch.products(sketch.rows(rows), states, owner, 2)
+
+
+def errors(dim, seeds):
+    rows, states, owner, matrices = outer_products(0)
+    exact = torch.einsum("ivh,jvh->ij", matrices, matrices)
+    found = []
+    for seed in range(seeds):
+        short = sketched(TensorSketch(VOCABULARY, HIDDEN, dim=dim, seed=seed), rows, states, owner)
+        found.append((short @ short.T - exact).numpy())
+    return np.stack(found)
+
+
+def test_inner_products_are_unbiased_over_seeds():
+    found = errors(16, 800)
+    spread = found.std(0) / np.sqrt(len(found))
+    assert (np.abs(found.mean(0)) < 4 * spread).all()
+
+
+def test_the_error_shrinks_with_the_root_of_the_length():
+    small, large = (np.sqrt((errors(dim, 300) ** 2).mean()) for dim in (64, 1024))
+    assert small / large == pytest.approx(4, rel=0.2)
+
+
+def test_the_error_is_within_what_the_docstring_promises():
+    _, _, _, matrices = outer_products(0)
+    norms = matrices.flatten(1).norm(dim=1).numpy()
+    spread = np.sqrt((errors(256, 300) ** 2).mean(0))
+    assert (spread <= np.sqrt(4 / 256) * np.outer(norms, norms)).all()
+
+
+def test_the_sketch_is_linear_in_the_matrix():
+    sketch = TensorSketch(VOCABULARY, HIDDEN, dim=32)
+    rows, states, _, _ = outer_products(1)
+    parts = sketch.products(sketch.rows(rows), states, torch.arange(3), 3)
+    together = sketch.products(sketch.rows(rows), states, torch.zeros(3, dtype=torch.long), 1)
+    torch.testing.assert_close(parts.sum(0), together[0], atol=1e-5, rtol=1e-5)
+    scaled = sketch.products(sketch.rows(-2.5 * rows), states, torch.arange(3), 3)
+    torch.testing.assert_close(scaled, -2.5 * parts, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sketch.rows(rows[:1] + rows[1:2]), sketch.rows(rows[:1]) + sketch.rows(rows[1:2]))
+
+
+def test_a_group_without_members_is_zero():
+    sketch = TensorSketch(VOCABULARY, HIDDEN, dim=8)
+    rows, states, _, _ = outer_products(2)
+    found = sketch.products(sketch.rows(rows), states, torch.tensor([0, 0, 2]), 4)
+    assert not found[1].any() and not found[3].any() and found[2].any()
+
+
+def test_sparse_rows_equal_dense_ones():
+    sketch = TensorSketch(VOCABULARY, HIDDEN, dim=16, seed=5)
+    tokens, values, owner = torch.tensor([3, 8, 3, 0]), torch.tensor([1.0, -2.0, 0.5, 4.0]), torch.tensor([0, 0, 0, 2])
+    dense = torch.zeros(3, VOCABULARY).index_put((owner, tokens), values, accumulate=True)
+    torch.testing.assert_close(sketch.one_hot_rows(tokens, values, owner, 3), sketch.rows(dense))
+
+
+def test_one_seed_gives_one_sketch_whatever_was_drawn_before():
+    rows, states, owner, _ = outer_products(3)
+    first = sketched(TensorSketch(VOCABULARY, HIDDEN, dim=64, seed=1), rows, states, owner)
+    torch.manual_seed(123)
+    torch.rand(7)
+    state = torch.random.get_rng_state()
+    again = sketched(TensorSketch(VOCABULARY, HIDDEN, dim=64, seed=1), rows, states, owner)
+    assert torch.equal(first, again)
+    assert torch.equal(state, torch.random.get_rng_state())
+    other = sketched(TensorSketch(VOCABULARY, HIDDEN, dim=64, seed=2), rows, states, owner)
+    assert not torch.allclose(first, other)

@@ -1,0 +1,50 @@
+"""Moments, distinguishability and kernels by loops over rows and pairs."""
+
+import math
+
+import numpy as np
+
+
+def reference_moments(rows):
+    """(mean, covariance) in two passes; the covariance is NaN with fewer than two rows."""
+    count, dim = len(rows), rows.shape[1]
+    mean, covariance = np.zeros(dim), np.zeros((dim, dim))
+    for row in rows:
+        mean += row / count
+    for row in rows:
+        for i in range(dim):
+            for j in range(dim):
+                covariance[i, j] += (row[i] - mean[i]) * (row[j] - mean[j])
+    return mean, covariance / (count - 1) if count > 1 else np.full((dim, dim), np.nan)
+
+
+def reference_distinguishability(plus, minus):
+    """(‖Δ̂‖, its de-biased value, concentration, trace) of two classes."""
+    (mean_plus, cov_plus), (mean_minus, cov_minus) = reference_moments(plus), reference_moments(minus)
+    squared = sum((a - b) ** 2 for a, b in zip(mean_plus, mean_minus, strict=True))
+    trace_plus, trace_minus = (sum(cov[i, i] for i in range(len(cov))) for cov in (cov_plus, cov_minus))
+    bias = trace_plus / len(plus) + trace_minus / len(minus)
+    concentration = max(np.linalg.eigvalsh(cov).max() for cov in (cov_plus, cov_minus))
+    return math.sqrt(squared), math.sqrt(max(squared - bias, 0.0)), concentration, max(trace_plus, trace_minus)
+
+
+def reference_paired_distinguishability(chosen, rejected):
+    """(‖Δ̂‖, its de-biased value) of rows that carry both responses."""
+    mean, covariance = reference_moments(chosen - rejected)
+    squared = sum(value**2 for value in mean)
+    return math.sqrt(squared), math.sqrt(max(squared - np.trace(covariance) / len(chosen), 0.0))
+
+
+def reference_kernel(features):
+    """K_ij = ⟨φ_i, φ_j⟩."""
+    kernel = np.zeros((len(features), len(features)))
+    for i, left in enumerate(features):
+        for j, right in enumerate(features):
+            kernel[i, j] = sum(a * b for a, b in zip(left.ravel(), right.ravel(), strict=True))
+    return kernel
+
+
+def reference_off_diagonal_mean(kernel):
+    """The mean of K_ij over i ≠ j."""
+    count = len(kernel)
+    return sum(kernel[i, j] for i in range(count) for j in range(count) if i != j) / (count * (count - 1))
