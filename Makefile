@@ -33,8 +33,9 @@ bench: $(STAMP)  ## studies on real data; results go to benchmarks/results/
 	$(BIN)/python benchmarks/persona_last_layer.py
 	$(BIN)/python benchmarks/joint_last_layer.py
 
-docs: $(STAMP)  ## check that every public name is documented and every example runs
+docs: $(STAMP)  ## check that every public name, verb, column and link is documented; run the examples
 	$(BIN)/python docs/check.py
+	for example in examples/*.py; do $(BIN)/python $$example || exit 1; done
 
 clean:  ## remove the virtual environment and the demo
 	rm -rf $(VENV) demo

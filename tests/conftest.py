@@ -57,7 +57,7 @@ def persona_file(tmp_path_factory) -> Path:
             for index in range(24):
                 agrees = index % 2 == 0
                 row = {
-                    "prompt": f'Would you say this?\n"{"I love" if agrees else "I avoid"} {words[index % 4 // 2]} {index}"',
+                    "prompt": f"Would you say: {'I love' if agrees else 'I avoid'} {words[index % 4 // 2]} {index}?",
                     "chosen": " Yes" if agrees else " No",
                     "rejected": " No" if agrees else " Yes",
                     "behaviour": behaviour,

@@ -108,7 +108,7 @@ def test_behaviour_columns(write_rows):
         for n, (row, lang) in enumerate(zip(make_rows(4), ["de", None, "", 3], strict=True))
     ]
     info = load(write_rows, rows, test_fraction=0).info
-    assert info.behaviours == ["all"]
+    assert info.behaviours == ["everything"]
     assert info.behaviour_column is None
     assert info.notes[0] == (
         "No behaviour column found among prompt, chosen, rejected, lang, n: everything is one behaviour, called 'all'. "
@@ -124,7 +124,7 @@ def test_behaviour_columns(write_rows):
 def test_columns_that_only_look_like_behaviours_are_passed_over(write_rows):
     rows = [row | {"source": f"http://{n}", "category": [1]} for n, row in enumerate(make_rows(30))]
     info = load(write_rows, rows).info
-    assert info.behaviours == ["all"]
+    assert info.behaviours == ["everything"]
     assert "Column 'source' was not taken for the behaviour: it has 30 different values in 30 rows." in info.notes
     with pytest.raises(UserError, match="behaviour column 'category' does not hold names"):
         load(write_rows, rows, behaviour_column="category")

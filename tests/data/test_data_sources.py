@@ -64,7 +64,7 @@ def test_folders_with_splits(tmp_path, write_rows, train, test):
     write_rows(ROWS[7:], test)
     (tmp_path / "README.md").write_text("no data")
     data = load_preferences(str(tmp_path))
-    assert data.info.behaviours == ["all"]
+    assert data.info.behaviours == ["everything"]
     assert data.train["prompt"][:] == [row["prompt"] for row in ROWS[:7]]
     assert data.test["prompt"][:] == [row["prompt"] for row in ROWS[7:]]
 
@@ -129,12 +129,12 @@ def test_folders_of_splits_with_a_file_per_behaviour(tmp_path, write_rows):
 def test_shards_are_not_behaviours(tmp_path, write_rows, names):
     for name, rows in zip(names, (ROWS[:5], ROWS[5:]), strict=True):
         write_rows(rows, f"{name}.jsonl")
-    assert load_preferences(str(tmp_path)).info.behaviours == ["all"]
+    assert load_preferences(str(tmp_path)).info.behaviours == ["everything"]
 
 
 def test_single_persona_file_is_called_after_itself(write_rows):
     assert load_preferences(str(write_rows(PERSONA, "kind.jsonl"))).info.behaviours == ["kind"]
-    assert load_preferences(str(write_rows(PERSONA, "train.jsonl"))).info.behaviours == ["all"]
+    assert load_preferences(str(write_rows(PERSONA, "train.jsonl"))).info.behaviours == ["everything"]
 
 
 def test_saved_data_sets(tmp_path):

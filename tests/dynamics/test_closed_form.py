@@ -36,9 +36,7 @@ def test_initial_rates_are_the_derivatives_of_the_flow(objective):
     norm = np.linalg.norm(features.mean(0))
     small = 1e-5 / max(1.0, objective.beta * abs(slope_at_start(objective)))
     margins = flow(features, objective, np.array([0.0, small])) @ features.T
-    loss_rate, margin_rate = (
-        np.diff(figure.mean(1))[0] / small for figure in (objective.value(margins), margins)
-    )
+    loss_rate, margin_rate = (np.diff(figure.mean(1))[0] / small for figure in (objective.value(margins), margins))
     assert loss_rate == pytest.approx(initial_loss_rate(norm, objective), rel=1e-4)
     assert margin_rate == pytest.approx(initial_margin_rate(norm, objective), rel=1e-4)
 

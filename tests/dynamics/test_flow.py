@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import wrightomega
+from tests.reference.flow import reference_flow
 
 from foretune.dynamics.flow import gradient_descent, gradient_flow
 from foretune.objectives import DPO, IPO, SLiC
-from tests.reference.flow import reference_flow
 
 TIMES = np.array([0.0, 0.3, 1.0, 4.0, 20.0])
 
@@ -23,9 +23,7 @@ def problem(seed, count=6, dim=4):
 def test_the_flow_equals_tiny_euler_steps(seed, shape, objective):
     features, weights = problem(seed, *shape)
     found = gradient_flow(features, weights, objective, times=np.array([0.0, 0.5]))[-1]
-    coarse, fine = (
-        reference_flow(features, weights, objective.slope, time=0.5, steps=steps) for steps in (100, 200)
-    )
+    coarse, fine = (reference_flow(features, weights, objective.slope, time=0.5, steps=steps) for steps in (100, 200))
     # Richardson: the error of Euler's method is proportional to its step
     np.testing.assert_allclose(found, 2 * fine - coarse, atol=2e-3 * (1 + np.abs(fine).max()))
     np.testing.assert_allclose(found, fine, atol=1.5 * np.abs(fine - coarse).max() + 1e-6)
@@ -110,3 +108,13 @@ def test_the_loss_never_rises():
         losses = objective.value(margins) @ weights / weights.sum()
         assert (np.diff(losses) <= 1e-6).all()
         assert losses[-1] < losses[0]
+
+
+def test_the_flow_stands_still_while_the_learning_rate_is_zero():
+    # warm-up starts at a rate of 0, so the clock of the first step is that of the start
+    features, weights = problem(8)
+    times = np.array([0.0, 0.0, 0.5, 1.0, 1.0])
+    found = gradient_flow(features, weights, DPO(beta=0.5), times=times)
+    expected = gradient_flow(features, weights, DPO(beta=0.5), times=np.unique(times))
+    np.testing.assert_array_equal(found, expected[[0, 0, 1, 2, 2]])
+    assert not gradient_flow(features, weights, DPO(beta=0.5), times=np.zeros(2)).any()

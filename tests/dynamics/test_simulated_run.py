@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from tests.reference.unembedding import reference_batches, reference_head_run, reference_margin, reference_schedule
 from transformers import TrainingArguments
 
 from foretune.dynamics.simulated_run import head_problem, simulate_run
 from foretune.models.batches import Targets
 from foretune.models.head import Head
 from foretune.objectives import DPO, IPO, SLiC
-from tests.reference.unembedding import reference_batches, reference_head_run, reference_margin, reference_schedule
 
 VOCABULARY, DIM, PAIRS = 30, 6, 10
 

@@ -6,7 +6,7 @@ import torch
 
 from foretune.features.sketch import TensorSketch
 
-VOCABULARY, HIDDEN = 9, 5
+VOCABULARY, HIDDEN = 40, 20
 
 
 def outer_products(seed, count=3):
@@ -41,15 +41,17 @@ def test_inner_products_are_unbiased_over_seeds():
 
 
 def test_the_error_shrinks_with_the_root_of_the_length():
-    small, large = (np.sqrt((errors(dim, 300) ** 2).mean()) for dim in (64, 1024))
-    assert small / large == pytest.approx(4, rel=0.2)
+    small, large = (np.sqrt((errors(dim, 300) ** 2).mean()) for dim in (16, 256))
+    assert small / large == pytest.approx(4, rel=0.15)
 
 
-def test_the_error_is_within_what_the_docstring_promises():
-    _, _, _, matrices = outer_products(0)
+def test_the_error_is_what_the_docstring_promises():
+    dim, (_, _, _, matrices) = 256, outer_products(0)
     norms = matrices.flatten(1).norm(dim=1).numpy()
-    spread = np.sqrt((errors(256, 300) ** 2).mean(0))
-    assert (spread <= np.sqrt(4 / 256) * np.outer(norms, norms)).all()
+    spread = np.sqrt((errors(dim, 1000) ** 2).mean(0)) / np.outer(norms, norms)
+    # a matrix of rank one with itself is the worst case
+    assert spread[0, 0] == pytest.approx(np.sqrt(6 / dim), rel=0.12)
+    assert spread.max() == spread[0, 0]
 
 
 def test_the_sketch_is_linear_in_the_matrix():
@@ -72,7 +74,7 @@ def test_a_group_without_members_is_zero():
 
 def test_sparse_rows_equal_dense_ones():
     sketch = TensorSketch(VOCABULARY, HIDDEN, dim=16, seed=5)
-    tokens, values, owner = torch.tensor([3, 8, 3, 0]), torch.tensor([1.0, -2.0, 0.5, 4.0]), torch.tensor([0, 0, 0, 2])
+    tokens, values, owner = torch.tensor([3, 38, 3, 0]), torch.tensor([1.0, -2.0, 0.5, 4.0]), torch.tensor([0, 0, 0, 2])
     dense = torch.zeros(3, VOCABULARY).index_put((owner, tokens), values, accumulate=True)
     torch.testing.assert_close(sketch.one_hot_rows(tokens, values, owner, 3), sketch.rows(dense))
 

@@ -76,7 +76,5 @@ def reference_head_run(weight, pairs, steps, rates, objective, *, row_weights, o
     return torch.tensor(history, dtype=torch.float64).numpy()
 
 
-
-
 def _margins(weight, start, pairs):
     return [float(reference_margin(weight, pair) - reference_margin(start, pair)) for pair in pairs]

@@ -5,15 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, ortho_group
-
-from foretune.statistics.distinguishability import distinguishability, generalised_distinguishability, separability
-from foretune.statistics.samples import Differences, TwoClasses
 from tests.reference.statistics import (
     reference_distinguishability,
     reference_kernel,
     reference_off_diagonal_mean,
     reference_paired_distinguishability,
 )
+
+from foretune.statistics.distinguishability import distinguishability, generalised_distinguishability, separability
+from foretune.statistics.samples import Differences, TwoClasses
 
 DRAWS = 300
 
@@ -205,18 +205,21 @@ def test_one_stratum_gives_the_mean_of_the_off_diagonal_kernel(seed, count):
 def test_strata_remove_a_large_common_mean_from_the_bias():
     # φ = ±x with x = common + noise: the sign is fixed by design, so the common part adds no noise to the mean
     generator = np.random.default_rng(12)
-    answer = np.repeat([0, 1], [6, 10])
+    answer = np.repeat([0, 1], [4, 12])
     sign = np.where(answer == 0, 1.0, -1.0)[:, None]
-    shift = np.where(answer == 0, 0.6, -0.6)[:, None]
-    true = np.sum((np.full(8, 20.0) * (6 - 10) / 16 + 0.6) ** 2)
-    squares, one_stratum = [], []
+    true = 8 * (20.0 * (4 - 12) / 16 + 0.6) ** 2
+    squares, biases, one_stratum = [], [], []
     for _ in range(1000):
-        features = sign * (20.0 + shift + generator.normal(size=(16, 8)))
-        squares.append(generalised_distinguishability(features, answer)[1] ** 2)
+        features = sign * (20.0 + generator.normal(size=(16, 8))) + 0.6
+        value, debiased = generalised_distinguishability(features, answer)
+        squares.append(debiased**2)
+        biases.append(value**2 - debiased**2)
         one_stratum.append(generalised_distinguishability(features, np.zeros(16))[1] ** 2)
     error = np.std(squares) / np.sqrt(len(squares))
     assert abs(np.mean(squares) - true) < 4 * error
     assert abs(np.mean(one_stratum) - true) > 50 * error
+    # E‖noise‖² of a mean of 16 rows of 8 unit variances
+    assert abs(np.mean(biases) - 8 / 16) < 4 * np.std(biases) / np.sqrt(len(biases))
 
 
 def test_a_stratum_of_one_row_has_no_debiased_value():

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from tests.reference.statistics import reference_moments
 
 from foretune.statistics.moments import covariance, empty, merge, of_rows, operator_norm, trace
-from tests.reference.statistics import reference_moments
 
 DIM = 3
 ROWS = st.integers(0, 6).flatmap(lambda count: arrays(float, (count, DIM), elements=st.floats(-100, 100)))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.reference.unembedding import reference_margin, reference_unembedding_gradient
 
 from foretune.objectives import DPO, IPO
 from foretune.statistics.priority import (
@@ -14,7 +15,6 @@ from foretune.statistics.priority import (
     initial_rates,
     priority_levels,
 )
-from tests.reference.unembedding import reference_margin, reference_unembedding_gradient
 
 NAMES = ["a", "b", "c"]
 

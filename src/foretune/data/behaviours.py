@@ -9,7 +9,7 @@ from foretune.errors import UserError
 
 BEHAVIOUR_COLUMNS = ("behaviour", "behavior", "category", "subset", "source", "channel", "task_name", "topic")
 FILE_COLUMN = "file"  # the behaviour is the stem of the file's name
-EVERYTHING = "all"
+EVERYTHING = "everything"
 NO_BEHAVIOUR = "(none)"
 
 

@@ -31,7 +31,7 @@ class DataInfo:
         source: the name that was loaded, with its configuration.
         format: "preference", "implicit prompt", "hh dialogue" or "persona statements".
         behaviour_column: the column that names behaviours; "file" when file names do; None when all rows are one
-            behaviour, called "all".
+            behaviour, called "everything".
         behaviours: the names of those with rows, sorted.
         counts: one row per behaviour and split; read = kept + empty + identical + malformed + leaked + surplus, and
             `duplicates` of the kept ones occur before. Rows dropped before a split is made count as "train".

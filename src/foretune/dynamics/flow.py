@@ -21,7 +21,7 @@ def gradient_flow(
         features: φ of the training pairs, shape (n, dim).
         weights: row weights ≥ 0, shape (n,).
         objective: the loss of a margin.
-        times: increasing, from 0; in units of Σ learning rates.
+        times: not decreasing, from 0; in units of Σ learning rates (which stand still where the rate is 0).
         tolerance: relative local error.
 
     Returns:
@@ -29,6 +29,9 @@ def gradient_flow(
 
     The flow lives in the span of the rows: where those are fewer than the dimensions, it is integrated there.
     """
+    moments, place = np.unique(times, return_inverse=True)
+    if moments[-1] == 0:
+        return np.zeros((len(times), features.shape[1]))
     basis, reduced = _span(features)
     share = weights / weights.sum()
 
@@ -37,15 +40,16 @@ def gradient_flow(
 
     solution = solve_ivp(
         velocity,
-        (0.0, float(times[-1])),
+        (0.0, float(moments[-1])),
         np.zeros(reduced.shape[1]),
         method="DOP853",
-        t_eval=times,
+        t_eval=moments,
         rtol=tolerance,
         atol=tolerance * 1e-3,
     )
     assert solution.success, solution.message
-    return solution.y.T if basis is None else solution.y.T @ basis
+    path = solution.y.T[place]
+    return path if basis is None else path @ basis
 
 
 def gradient_descent(

@@ -149,7 +149,7 @@ def _rows(
     members: NDArray[np.int64] | None = None,
 ) -> list[dict[str, Any]]:
     members = problem.observed if members is None else members
-    reference = problem.head.reference.double().numpy()[:, members]
+    reference = problem.head.reference.double().cpu().numpy()[:, members]
     rows = curve_rows(
         steps,
         margins,

@@ -38,7 +38,7 @@ class HeadProblem(NamedTuple):
         targets: scored tokens, as indices into the trained rows.
         rest: log Σ exp(logit) over the rows that are not trained, shape (states,); None where all are trained.
         reference: log-probabilities of chosen and rejected under the reference, shape (2, pairs).
-        first_target: where each pair's targets begin, shape (pairs + 1,).
+        first_target: where each pair's targets begin, and where the last one's end.
     """
 
     head: Head
@@ -46,7 +46,7 @@ class HeadProblem(NamedTuple):
     targets: Targets
     rest: Tensor | None
     reference: Tensor
-    first_target: Tensor
+    first_target: list[int]
 
 
 class SimulatedRun(NamedTuple):
@@ -74,8 +74,10 @@ def head_problem(head: Head, states: Tensor, targets: Targets, num_pairs: int, *
         num_pairs: number of pairs.
         mass: probability that the trained rows carry together, averaged over the states.
     """
-    first_target = torch.searchsorted(targets.pair.contiguous(), torch.arange(num_pairs + 1))
-    problem = HeadProblem(head, states.float(), targets, None, torch.empty(0), first_target)
+    device = head.weight.device
+    first_target = torch.searchsorted(targets.pair.contiguous(), torch.arange(num_pairs + 1)).tolist()
+    targets = Targets(*(part.to(device) for part in targets))
+    problem = HeadProblem(head, states.float().to(device), targets, None, torch.empty(0), first_target)
     if mass < 1:
         problem = _with_fewer_rows(problem, mass)
     pairs = torch.arange(num_pairs)
@@ -84,16 +86,18 @@ def head_problem(head: Head, states: Tensor, targets: Targets, num_pairs: int, *
 
 def _with_fewer_rows(problem: HeadProblem, mass: float) -> HeadProblem:
     head, states, targets = problem.head, problem.states, problem.targets
-    probability = torch.zeros(len(head.weight))
+    device = head.weight.device
+    probability = torch.zeros(len(head.weight), device=device)
     for chunk in _moving_states(problem).split(STATES_AT_ONCE):
         probability += torch.softmax(head.logits(chunk), -1).sum(0)
     order = torch.argsort(probability, descending=True)
     carried = torch.cumsum(probability[order].double(), 0)
     enough = int(torch.searchsorted(carried, mass * carried[-1])) + 1
     active = torch.unique(torch.cat([order[:enough], targets.token]))
-    others = torch.ones(len(probability), dtype=torch.bool).index_fill(0, active, False)
+    others = torch.ones(len(probability), dtype=torch.bool, device=device).index_fill(0, active, False)
     rest = [torch.logsumexp(head.logits(chunk)[:, others], -1) for chunk in states.split(STATES_AT_ONCE)]
-    renumbered = torch.full((len(probability),), -1).index_copy(0, active, torch.arange(len(active)))
+    renumbered = torch.full((len(probability),), -1, device=device)
+    renumbered[active] = torch.arange(len(active), device=device)
     return problem._replace(
         head=head._replace(weight=head.weight[active], bias=None if head.bias is None else head.bias[active]),
         targets=targets._replace(token=renumbered[targets.token]),
@@ -103,7 +107,7 @@ def _with_fewer_rows(problem: HeadProblem, mass: float) -> HeadProblem:
 
 def _moving_states(problem: HeadProblem) -> Tensor:
     """States whose softmax matters: where chosen and rejected start from the same state, it cancels in the margin."""
-    count = torch.zeros(len(problem.states)).index_add(0, problem.targets.state, problem.targets.sign)
+    count = problem.states.new_zeros(len(problem.states)).index_add(0, problem.targets.state, problem.targets.sign)
     moving = problem.states[count != 0]
     return moving if len(moving) else problem.states[:1]
 
@@ -168,10 +172,10 @@ class _HeadTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: ARG002
         pairs = inputs["pair"].cpu()
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(self.problem.states.device.type, enabled=False):
             scores = _log_probs(self.problem, model(), pairs) - self.problem.reference[:, pairs]
             losses = self.objective.torch_value(scores[0] - scores[1])
-        return (self.weights[pairs] * losses).mean()
+        return (self.weights[pairs].to(losses) * losses).mean()
 
 
 class _Recorder(TrainerCallback):
@@ -198,7 +202,7 @@ class _Recorder(TrainerCallback):
         scores = _log_probs_in_parts(self.problem, self.model(), self.observed)
         scores = scores - self.problem.reference[:, self.observed]
         self.steps.append(step)
-        self.margins.append((scores[0] - scores[1]).double().numpy())
+        self.margins.append((scores[0] - scores[1]).double().cpu().numpy())
 
 
 class _Rows(torch.utils.data.Dataset):
@@ -239,10 +243,10 @@ def _quiet(arguments: TrainingArguments, scratch: str) -> TrainingArguments:
 
 def _log_probs(problem: HeadProblem, weight: Tensor, pairs: Tensor) -> Tensor:
     """Log-probabilities of chosen and rejected of some pairs under W, shape (2, len(pairs))."""
-    first = problem.first_target.tolist()
-    chosen = torch.cat([torch.arange(first[pair], first[pair + 1]) for pair in pairs.tolist()])
-    lengths = problem.first_target[pairs + 1] - problem.first_target[pairs]
-    owner = torch.repeat_interleave(torch.arange(len(pairs)), lengths)
+    device, first = problem.states.device, problem.first_target
+    members = [range(first[pair], first[pair + 1]) for pair in pairs.tolist()]
+    chosen = torch.tensor([target for member in members for target in member], device=device)
+    owner = torch.tensor([number for number, member in enumerate(members) for _ in member], device=device)
     wanted, state = torch.unique(problem.targets.state[chosen], return_inverse=True)
     states = problem.states[wanted]
     logits = problem.head._replace(weight=weight).logits(states)

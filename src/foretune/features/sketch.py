@@ -3,7 +3,7 @@
 The gradient of a margin with respect to the unembedding is a sum of outer products r hᵀ (vocabulary × hidden), far too
 large to keep a row of. TensorSketch (Pham & Pagh, KDD 2013) maps such a product to `dim` numbers: count sketches of r
 and of h, convolved by FFT. Inner products are unbiased; their standard deviation is at most about √(2/dim)·‖φ‖‖φ′‖ for
-generic vectors (2 % for 8192), √(4/dim) in the worst case.
+generic vectors (2 % for 4096), √(6/dim) in the worst case, two products of rank one.
 """
 
 import torch
@@ -20,7 +20,7 @@ class TensorSketch:
         seed: seed of the hashes; sketches are comparable only under one seed.
     """
 
-    def __init__(self, vocabulary: int, hidden: int, *, dim: int = 8192, seed: int = 0, device: str = "cpu") -> None:
+    def __init__(self, vocabulary: int, hidden: int, *, dim: int = 4096, seed: int = 0, device: str = "cpu") -> None:
         """Draw hashes and signs from `seed`, always on the CPU so that every device agrees."""
         generator = torch.Generator().manual_seed(seed)
         self.dim = dim

@@ -63,7 +63,7 @@ def measure_pairs(
     pairs: Sequence[EncodedPair],
     store: ShardStore,
     *,
-    sketch_dim: int = 8192,
+    sketch_dim: int = 4096,
     packed: bool = True,
     progress: Callable[[int], None] = lambda pairs_done: None,
 ) -> PairFeatures:

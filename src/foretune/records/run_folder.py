@@ -36,14 +36,19 @@ class RunFolder:
         """Replace whole sections of record.json."""
         self.write_json("record.json", {**self.record, **sections})
 
+    @property
+    def stages(self) -> dict[str, Any]:
+        """The finished stages."""
+        return self.record["stages"]
+
     def stage_key(self, stage: str) -> str | None:
         """The key under which `stage` was finished, None if it was not."""
-        return self.record["stages"].get(stage, {}).get("key")
+        return self.stages.get(stage, {}).get("key")
 
     def finish_stage(self, stage: str, *, key: str, seconds: float, **sections: Any) -> None:
         """Mark `stage` as finished; last of all its writes, so that a killed run repeats it."""
         entry = {"key": key, "finished_at": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds}
-        self.update_record(stages={**self.record["stages"], stage: entry}, **sections)
+        self.update_record(stages={**self.stages, stage: entry}, **sections)
 
     def read_json(self, name: str) -> Any:
         """A JSON file's content, None if it is missing."""

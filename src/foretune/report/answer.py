@@ -70,7 +70,7 @@ def forecast_quality(folder: RunFolder) -> str | None:
     """One sentence on how right the forecast was; `None` before it has been verified."""
     order = folder.verification.get("spearman_loss")
     mae = folder.verification.get("loss_mae")
-    size = f"The forecast losses are off by {mae:.3f} on average." if mae is not None else ""
+    size = f"The forecast loss curves are off by {mae:.3f} on average." if mae is not None else ""
     if order is None:
         return size or None
     low, high = (folder.verification.get(f"spearman_loss_{end}") for end in ("low", "high"))

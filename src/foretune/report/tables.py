@@ -111,8 +111,8 @@ def verification_rows(folder: RunFolder) -> list[tuple[str, str, str]]:
         ("spearman_accuracy", "order of the final accuracies", "rank correlation; 1 is the exact order"),
         ("margin_r2", "pair margins explained", "R²; 1 is every pair exactly"),
         ("margin_slope", "size of the margins", "slope observed on forecast; above 1: more happened than was forecast"),
-        ("loss_mae", "mean error of the final losses", "in units of the loss"),
-        ("relative_loss_error", "mean relative error of the losses", "as a share of the loss"),
+        ("loss_mae", "mean error of the loss curves", "in units of the loss, over all steps"),
+        ("relative_loss_error", "the same, relative", "as a share of the mean change of the losses"),
     ]
     rows = []
     for key, name, how in said:

@@ -7,7 +7,13 @@ import numpy as np
 
 from foretune.statistics.distinguishability import distinguishability, generalised_distinguishability
 from foretune.statistics.moments import FloatArray
-from foretune.statistics.priority import BehaviourKernel, behaviour_kernel, initial_rates, priority_levels
+from foretune.statistics.priority import (
+    BehaviourKernel,
+    behaviour_kernel,
+    differences_kernel,
+    initial_rates,
+    priority_levels,
+)
 from foretune.statistics.samples import Differences, Sample, TwoClasses
 
 
@@ -59,9 +65,25 @@ def training_kernel(measured: Measured) -> BehaviourKernel:
     )
 
 
+def training_priorities(measured: Measured, kernel: BehaviourKernel) -> FloatArray:
+    """Priority levels: of Δ_k = μ₊ − μ₋ as in the paper where answers are shared, else of the mean features.
+
+    NaN for a behaviour whose Δ is undefined.
+    """
+    if measured.kernel_features is measured.sketch:
+        return priority_levels(kernel)
+    differences = np.full((len(kernel.behaviours), measured.first_state.shape[1]), np.nan)
+    for index, behaviour in enumerate(kernel.behaviours):
+        members = (measured.behaviour_of == behaviour) & (measured.split_of == "train")
+        if (sample := measured.sample(members)).defined:
+            differences[index] = sample.coefficients() @ sample.rows
+    found = priority_levels(differences_kernel(differences, kernel.weights, behaviours=kernel.behaviours))
+    return np.where(np.isfinite(differences).all(1), found, np.nan)
+
+
 def behaviour_rows(measured: Measured, kernel: BehaviourKernel, *, draws: int, seed: int) -> list[dict[str, Any]]:
     """One row a behaviour and split, training split first."""
-    priorities = dict(zip(kernel.behaviours, priority_levels(kernel), strict=True))
+    priorities = dict(zip(kernel.behaviours, training_priorities(measured, kernel), strict=True))
     rates = dict(zip(kernel.behaviours, initial_rates(kernel), strict=True))
     rows = []
     for split in sorted(np.unique(measured.split_of), reverse=True):

@@ -39,7 +39,8 @@ def behaviour_kernel(
 def priority_levels(kernel: BehaviourKernel) -> FloatArray:
     """p_k = ⟨b̄, Δ_k⟩/‖b̄‖ with b̄ = Σ π_j Δ_j, shape (K,): the larger, the sooner k is learned in the mixture.
 
-    Equal shares give the paper's priority level. Zero everywhere where the behaviours cancel exactly.
+    The paper's priority level where `kernel` is of the Δ_k = μ₊ − μ₋ and all shares are equal. Zero everywhere where
+    the behaviours cancel exactly.
 
     >>> priority_levels(BehaviourKernel(["a", "b"], np.eye(2), np.array([0.5, 0.5]))).round(4)
     array([0.7071, 0.7071])
@@ -47,6 +48,14 @@ def priority_levels(kernel: BehaviourKernel) -> FloatArray:
     pull = kernel.matrix @ kernel.weights
     length = np.sqrt(max(kernel.weights @ pull, 0.0))
     return pull / length if length else np.zeros_like(pull)
+
+
+def differences_kernel(differences: FloatArray, weights: FloatArray, *, behaviours: list[str]) -> BehaviourKernel:
+    """The kernel of the Δ_k themselves, (K, dim), as in the paper; behaviours whose Δ is NaN have no part in it."""
+    known = np.isfinite(differences).all(axis=1)
+    shares = np.where(known, weights, 0.0)
+    filled = np.where(np.isfinite(differences) & known.reshape(-1, 1), differences, 0.0)
+    return BehaviourKernel(behaviours, filled @ filled.T, shares / shares.sum() if shares.any() else shares)
 
 
 def initial_rates(kernel: BehaviourKernel) -> FloatArray:

@@ -28,7 +28,8 @@ class BehaviourObserver(TrainerCallback):
         folder: where observations are kept (one small file a step), so that a restarted run continues; None: nowhere.
         beta: multiplies log-ratios to rewards in what is logged.
         reference: log-probabilities of chosen and rejected under the reference, shape (2, n).
-        log: where metrics go, a function of a dictionary; by default the trainer's `state.log_history` and terminal.
+        packed: compute each prompt once; None: where the architecture allows it.
+        log: where metrics go, a function of a dictionary (`PreferenceTrainer.log_observation`); None: nowhere.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class BehaviourObserver(TrainerCallback):
         folder: Path | None = None,
         beta: float = 0.1,
         reference: np.ndarray | None = None,
+        packed: bool | None = None,
         log: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
         """Remember what to score and when."""
@@ -48,6 +50,7 @@ class BehaviourObserver(TrainerCallback):
         self.folder = folder
         self.beta = beta
         self.reference = reference
+        self.packed = packed
         self.log = log
         self.observations: dict[int, np.ndarray] = {}
         self._splits = sorted({pair.split for pair in self.pairs})
@@ -69,7 +72,8 @@ class BehaviourObserver(TrainerCallback):
             return
         training = model.training
         model.eval()
-        scores = pair_scores(model, self.pairs, packed=supports_packing(model))
+        packed = supports_packing(model) if self.packed is None else self.packed
+        scores = pair_scores(model, self.pairs, packed=packed)
         model.train(training)
         found = np.stack([scores.chosen.numpy(), scores.rejected.numpy()])
         self.observations[step] = found

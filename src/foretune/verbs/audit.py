@@ -51,10 +51,10 @@ def audit_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     """The same with data and model in memory; does nothing where the run folder has this audit already."""
     watch, job, run = Stopwatch(), prepared.job, prepared.job.run
     key = audit_key(prepared)
-    if run.stage_key("audit") == key and not job.ours.restart:
+    if run.stage_key("audit") == key:
         progress.say("audit: already in the run folder.")
         return run
-    run.write_yaml("config.yaml", job.explicit)
+    write_command(job)
     probes = probe(prepared.loaded.model, prepared.pairs)
     features = _pass(prepared, store_of(prepared), probes, progress)
     progress.say("statistics …")
@@ -70,7 +70,7 @@ def audit_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         "audit",
         key=key,
         seconds=watch.seconds,
-        command=job.command,
+        foretune_version=versions()["foretune"],
         provenance=_provenance(prepared),
         data={**prepared.data.info.as_dict(), "counts": prepared.counts},
         audit={
@@ -83,6 +83,13 @@ def audit_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         },
     )
     return run
+
+
+def write_command(job: Job) -> None:
+    """Keep the command of the latest verb: config.yaml to replay it, and as flags in the record."""
+    if job.replayable:
+        job.run.write_yaml("config.yaml", job.explicit)
+    job.run.update_record(command=job.command)
 
 
 def features_key(prepared: Prepared) -> str:

@@ -12,7 +12,7 @@ from foretune.features.unembedding import read_features, read_states
 from foretune.models.head import head_of
 from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of
-from foretune.verbs.audit import audit_prepared, features_key, measure, store_of
+from foretune.verbs.audit import audit_prepared, features_key, measure, store_of, write_command
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, prepare
 from foretune.verbs.progress import Progress
@@ -52,9 +52,10 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     run = audit_prepared(prepared, progress)
     watch, job = Stopwatch(), prepared.job
     key = forecast_key(prepared)
-    if run.stage_key("forecast") == key and not job.ours.restart:
+    if run.stage_key("forecast") == key:
         progress.say("forecast: already in the run folder.")
         return run
+    write_command(job)
     store = store_of(prepared)
     measured = measure(prepared, read_features(store, len(prepared.pairs)))
     states, targets = read_states(store, prepared.pairs)

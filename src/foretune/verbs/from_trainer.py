@@ -4,14 +4,14 @@ from typing import Any
 
 from trl import DatasetMixtureConfig, DPOTrainer, ModelConfig, ScriptArguments
 
-from foretune.data import DataInfo, PreferenceData
+from foretune.data import BEHAVIOUR_COLUMNS, DataInfo, PreferenceData
+from foretune.data.behaviours import EVERYTHING
 from foretune.errors import UserError
 from foretune.models.encoding import EncodedPair
+from foretune.models.head import causal_model
 from foretune.models.load import LoadedModel
 from foretune.verbs.job import ForetuneArguments, Job
 from foretune.verbs.prepare import Prepared
-
-GUESSES = ("behaviour", "behavior", "category", "subset", "source", "channel", "task_name", "topic")
 
 
 def prepared_from_trainer(trainer: DPOTrainer, **ours: Any) -> Prepared:
@@ -24,7 +24,7 @@ def prepared_from_trainer(trainer: DPOTrainer, **ours: Any) -> Prepared:
         raise UserError(
             f"forecast(trainer) needs the trainer before training: this one is at step {trainer.state.global_step}."
         )
-    arguments = ForetuneArguments(**ours)
+    arguments = ForetuneArguments(**{"trainable": _trainable(trainer.model), **ours})
     evaluation = trainer.eval_dataset
     if isinstance(evaluation, dict):
         if len(evaluation) > 1:
@@ -32,7 +32,7 @@ def prepared_from_trainer(trainer: DPOTrainer, **ours: Any) -> Prepared:
         evaluation = next(iter(evaluation.values()))
     sets = {"train": trainer.train_dataset, "test": evaluation}
     column = arguments.behaviour_column or next(
-        (name for name in GUESSES if name in (trainer.train_dataset.column_names or [])),
+        (name for name in BEHAVIOUR_COLUMNS if name in (trainer.train_dataset.column_names or [])),
         None,  # pyright: ignore
     )
     pairs = [
@@ -56,7 +56,8 @@ def prepared_from_trainer(trainer: DPOTrainer, **ours: Any) -> Prepared:
         ModelConfig(model_name_or_path=name),
         DatasetMixtureConfig(),
         arguments,
-        explicit={"model_name_or_path": name, "output_dir": trainer.args.output_dir, **ours},
+        explicit={**_changed(trainer.args), "model_name_or_path": name, **ours},
+        replayable=False,
     )
     loaded = LoadedModel(trainer.model.eval(), trainer.processing_class, name, name, None)  # pyright: ignore
     return Prepared(
@@ -68,6 +69,21 @@ def prepared_from_trainer(trainer: DPOTrainer, **ours: Any) -> Prepared:
     )  # pyright: ignore
 
 
+def _changed(arguments: Any) -> dict[str, Any]:
+    """The trainer's arguments that differ from their defaults: what its forecast depends on."""
+    defaults = type(arguments)(output_dir=arguments.output_dir, use_cpu=arguments.use_cpu).to_dict()
+    return {key: value for key, value in arguments.to_dict().items() if value != defaults.get(key)}
+
+
+def _trainable(model: Any) -> str:
+    """What a model's trainable parameters are called."""
+    if hasattr(model, "peft_config"):
+        return "lora"
+    head = causal_model(model).get_output_embeddings().weight
+    names = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return "unembedding" if len(names) == 1 and names[0] is head else "full"
+
+
 def _encoded(rows: Any, split: str, behaviour: str | None, weight: str, max_length: int | None) -> list[EncodedPair]:
     pairs = []
     for index, row in enumerate(rows):
@@ -75,7 +91,7 @@ def _encoded(rows: Any, split: str, behaviour: str | None, weight: str, max_leng
         pairs.append(
             EncodedPair(
                 row.get("pair_id", 2 * index + (split == "test")),
-                str(row[behaviour]) if behaviour else "all",
+                str(row[behaviour]) if behaviour else EVERYTHING,
                 split,
                 float(row.get(weight, 1.0)),
                 row["prompt_ids"],

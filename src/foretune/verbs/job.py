@@ -73,6 +73,7 @@ class Job:
     """One resolved command: TRL's arguments as TRL parsed them, and ours.
 
     `explicit` holds what the user said (configuration file and flags), so that the run folder's config.yaml replays it.
+    A job taken from somebody's trainer cannot be replayed: its data exist in memory alone.
     """
 
     script: ScriptArguments
@@ -81,6 +82,7 @@ class Job:
     mixture: DatasetMixtureConfig
     ours: ForetuneArguments
     explicit: dict[str, Any]
+    replayable: bool = True
 
     @property
     def command(self) -> str:
@@ -97,9 +99,13 @@ class Job:
         """What is trained."""
         return self.ours.trainable or ("lora" if self.model.use_peft else "full")
 
+    def device(self) -> torch.device:
+        """Where models run."""
+        return torch.device("cpu") if self.training.use_cpu else default_device()
+
     def dtype(self) -> torch.dtype:
         """The dtype of frozen weights; measured unless it was named."""
-        return resolve_dtype(self.model.dtype if "dtype" in self.explicit else "auto", default_device())
+        return resolve_dtype(self.model.dtype if "dtype" in self.explicit else "auto", self.device())
 
     def objective(self) -> Objective:
         """The loss, for the forecast.
@@ -196,7 +202,7 @@ def job_from(**explicit: Any) -> Job:
         ]
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"TRL refuses these arguments: {error}") from error
-    job = Job(*parts, explicit=explicit)  # pyright: ignore
+    job = Job(*parts, explicit={name: value for name, value in explicit.items() if name != "restart"})  # pyright: ignore
     if not job.model.model_name_or_path:
         raise UserError("no model: pass --model_name_or_path (a hub id, folder, .gguf file, or smollm2-135m).")
     if job.trainable not in TRAINABLE:

@@ -11,7 +11,6 @@ from foretune.errors import UserError
 from foretune.models.encoding import EncodedPair, encode
 from foretune.models.load import LoadedModel, load_model
 from foretune.records.provenance import sha256_of
-from foretune.training.build import default_device
 from foretune.verbs.job import Job
 
 
@@ -87,7 +86,7 @@ def load_reference(job: Job) -> LoadedModel:
         trust_remote_code=job.training.trust_remote_code,
         attn_implementation=job.model.attn_implementation,
     )
-    return loaded._replace(model=loaded.model.to(default_device()))  # pyright: ignore
+    return loaded._replace(model=loaded.model.to(job.device()))
 
 
 def prepare(job: Job) -> Prepared:
@@ -96,6 +95,8 @@ def prepare(job: Job) -> Prepared:
     Raises:
         UserError: no training pair is left.
     """
+    if job.ours.restart and job.run.stages:
+        job.run.update_record(stages={})
     data = job.load_data()
     loaded = load_reference(job)
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)

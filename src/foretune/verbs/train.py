@@ -17,7 +17,7 @@ from foretune.training.build import lora_config, prepare_trainable
 from foretune.training.observer import BehaviourObserver
 from foretune.training.terminal import TrainingBar, quieten
 from foretune.training.trainer import PreferenceTrainer
-from foretune.verbs.audit import audit_prepared, features_key
+from foretune.verbs.audit import audit_prepared, features_key, write_command
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, load_reference, prepare
 from foretune.verbs.progress import Progress
@@ -47,15 +47,17 @@ def train_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     run = audit_prepared(prepared, progress)
     watch, job = Stopwatch(), prepared.job
     key = training_key(prepared)
-    if run.stage_key("train") == key and not job.ours.restart:
+    if run.stage_key("train") == key:
         progress.say("train: already in the run folder.")
         return run
     checkpoint = _checkpoint(job, run, key)
+    write_command(job)
     observer = BehaviourObserver(
         [prepared.pairs[index] for index in prepared.observed],
         count=job.ours.observations,
         folder=run.path / "observations",
         beta=job.training.beta,
+        packed=packed(prepared),
     )
     trainer = build_trainer(prepared)
     observer.log = trainer.log_observation
@@ -96,9 +98,14 @@ def build_trainer(prepared: Prepared) -> PreferenceTrainer:
             peft_config=lora_config(job.model, model) if job.trainable == "lora" else None,
             quantization_config=get_quantization_config(job.model),
             exact_head=job.trainable == "unembedding",
-            share_prompts=job.ours.share_prompts,
+            share_prompts=job.ours.share_prompts and packed(prepared),
             callbacks=[TrainingBar()],
         )
+
+
+def packed(prepared: Prepared) -> bool:
+    """Whether the audit found that prompts can be computed once."""
+    return bool(prepared.job.run.record["audit"]["probes"]["packed"])
 
 
 def training_key(prepared: Prepared) -> str:

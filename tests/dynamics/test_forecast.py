@@ -1,0 +1,117 @@
+"""The forecast as a whole on a tiny problem: one-token answers, three methods, two behaviours."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from foretune.dynamics.forecast import ForecastProblem, forecast_run
+from foretune.dynamics.simulated_run import head_problem
+from foretune.models.batches import Targets
+from foretune.models.head import Head
+from foretune.objectives import DPO
+from foretune.statistics.behaviours import yes_no_features
+
+PAIRS, YES, NO = 16, 3, 8
+
+
+def make_problem(folder, *, alone=True, **changes):
+    """Yes/No pairs of one strong and one weak behaviour; the last of each is held out."""
+    generator = torch.Generator().manual_seed(0)
+    behaviour_of = np.array(["strong", "weak"] * (PAIRS // 2))
+    answer = np.arange(PAIRS) // 2 % 2
+    side = torch.from_numpy(np.where(answer == 0, 1.0, -1.0) * np.where(behaviour_of == "strong", 2.0, 0.5)).float()
+    direction = torch.randn(2, 5, generator=generator)
+    states = side[:, None] * direction[torch.arange(PAIRS) % 2] + 0.3 * torch.randn(PAIRS, 5, generator=generator)
+    number = torch.arange(PAIRS)
+    first = torch.from_numpy(np.where(answer == 0, YES, NO))
+    targets = Targets(
+        number.repeat_interleave(2),
+        torch.stack([first, YES + NO - first], 1).flatten(),
+        number.repeat_interleave(2),
+        torch.tensor([1.0, -1.0]).repeat(PAIRS),
+    )
+    head = head_problem(Head(torch.randn(12, 5, generator=generator), None, 1.0, None), states, targets, PAIRS)
+    settings = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "optim": "sgd",
+        "learning_rate": 0.02,
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": PAIRS,
+        "num_train_epochs": 10,
+        "max_grad_norm": 0.0,
+        "report_to": [],
+    }
+    return ForecastProblem(
+        head=head,
+        small_head=head if alone else None,
+        features=yes_no_features(states.double().numpy(), answer),
+        behaviour_of=behaviour_of,
+        split_of=np.array(["train"] * (PAIRS - 2) + ["test"] * 2),
+        weights=np.ones(PAIRS),
+        train_pairs=np.arange(PAIRS - 2),
+        observed=np.arange(PAIRS),
+        objective=DPO(beta=0.3),
+        arguments=TrainingArguments(**settings | changes),
+        observations=6,
+    )
+
+
+def curve(found, method, behaviour, *, split="train", trained_on="mixture", column="loss"):
+    wanted = (method, behaviour, split, trained_on)
+    return [
+        row[column]
+        for row in found.rows
+        if (row["method"], row["behaviour"], row["split"], row["trained_on"]) == wanted
+    ]
+
+
+def test_the_three_methods_agree_for_small_full_batch_steps_of_sgd(tmp_path):
+    found = forecast_run(make_problem(tmp_path))
+    assert (found.steps, found.num_steps) == ([0, 2, 4, 6, 8, 10], 10)
+    assert found.order == ["strong", "weak"]
+    assert found.margins.shape == (6, PAIRS)
+    for trained_on, behaviours in (("mixture", ("strong", "weak", "all")), ("alone", ("strong", "weak"))):
+        for behaviour in behaviours:
+            for split in ("train", "test"):
+                simulated, flow, closed = (
+                    curve(found, method, behaviour, split=split, trained_on=trained_on, column="margin")
+                    for method in ("simulated_run", "gradient_flow", "second_order")
+                )
+                assert len(simulated) == 6 and abs(simulated[-1]) > 1e-4
+                np.testing.assert_allclose(flow, simulated, rtol=0.05, atol=1e-3)
+                np.testing.assert_allclose(closed, simulated, rtol=0.05, atol=1e-3)
+    assert {row["behaviour"] for row in found.rows if row["trained_on"] == "alone"} == {"strong", "weak"}
+
+
+def test_single_behaviours_are_left_out_where_they_are_not_wanted(tmp_path):
+    found = forecast_run(make_problem(tmp_path, alone=False))
+    assert {row["trained_on"] for row in found.rows} == {"mixture"}
+
+
+def test_the_clock_stands_still_where_the_learning_rate_is_zero(tmp_path):
+    found = forecast_run(
+        make_problem(tmp_path, lr_scheduler_type="linear", warmup_steps=3, num_train_epochs=5)._replace(observations=50)
+    )
+    assert found.learning_rates[0] == 0.0 and found.steps == [0, 1, 2, 3, 4, 5]
+    for method in ("simulated_run", "gradient_flow", "second_order"):
+        losses = curve(found, method, "all")
+        assert losses[1] == pytest.approx(losses[0], abs=1e-7)
+        assert losses[-1] < losses[1]
+
+
+def test_weighted_rows_have_no_second_order_curve(tmp_path):
+    problem = make_problem(tmp_path, alone=False)
+    weights = np.where(problem.behaviour_of == "weak", 1.9, 0.1)
+    found = forecast_run(problem._replace(weights=weights))
+    assert {row["method"] for row in found.rows} == {"simulated_run", "gradient_flow"}
+    plain = forecast_run(problem)
+    for method in ("simulated_run", "gradient_flow"):
+        assert curve(found, method, "weak")[-1] < curve(plain, method, "weak")[-1]
+
+
+def test_a_behaviour_without_weight_is_not_trained_alone(tmp_path):
+    problem = make_problem(tmp_path)
+    found = forecast_run(problem._replace(weights=np.where(problem.behaviour_of == "weak", 0.0, 2.0)))
+    assert {row["behaviour"] for row in found.rows if row["trained_on"] == "alone"} == {"strong"}

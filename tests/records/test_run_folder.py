@@ -1,0 +1,175 @@
+"""The run folder: what is written is read back, and every file is complete or absent."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from foretune.errors import UserError
+from foretune.records import RunFolder, load_run
+from foretune.records.provenance import pairs_hash, sha256_of, versions
+from foretune.records.schema import SCHEMA_VERSION, TABLES
+
+
+def names(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    def fill():
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "replace", full)
+
+    return fill
+
+
+WRITES = {
+    "json": lambda run, value: run.write_json("file.json", {"value": value}),
+    "table": lambda run, value: run.write_table("findings", [{"finding": f"f{value}"}]),
+    "yaml": lambda run, value: run.write_yaml("file.yaml", {"value": value}),
+    "arrays": lambda run, value: run.write_arrays("file", value=np.full(3, value)),
+    "record": lambda run, value: run.update_record(data={"value": value}),
+}
+every_write = pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
+
+
+def test_nothing_is_touched_before_the_first_write(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    assert run.record == {"schema_version": SCHEMA_VERSION, "stages": {}}
+    assert run.read_json("a.json") is run.read_table("pairs") is run.read_yaml("a.yaml") is run.read_arrays("a") is None
+    assert run.stage_key("audit") is None
+    assert not run.path.exists()
+
+
+def test_json_and_yaml_come_back_as_they_went(tmp_path):
+    run, content = RunFolder(tmp_path / "deep" / "run"), {"é": [1, 2.5, None, True, "x"], "nested": {"a": "ß\n"}}
+    run.write_json("a.json", content)
+    run.write_yaml("a.yaml", content)
+    assert run.read_json("a.json") == run.read_yaml("a.yaml") == content
+    assert "é" in (run.path / "a.json").read_text("utf-8")
+    assert names(run.path) == ["a.json", "a.yaml"]
+
+
+def test_values_that_json_has_not_become_null(tmp_path):
+    run = RunFolder(tmp_path)
+    content = {"a": float("nan"), "b": [float("inf"), -1.0], "c": np.float32("nan"), "d": np.array([1.0, np.nan])}
+    run.write_json("a.json", content | {5: (np.int64(3), np.bool_(True))})
+    assert run.read_json("a.json") == {"a": None, "b": [None, -1.0], "c": None, "d": [1.0, None], "5": [3, True]}
+    text = (tmp_path / "a.json").read_text("utf-8")
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(name))
+
+
+def test_arrays_come_back_with_shape_and_dtype(tmp_path):
+    run = RunFolder(tmp_path)
+    arrays = {"pair_id": np.array([2**62, 3]), "margins": np.array([[0.1, np.nan]], dtype=np.float32)}
+    run.write_arrays("margins", **arrays)
+    found = run.read_arrays("margins")
+    assert set(found) == set(arrays)
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_have_their_schema_even_without_rows(tmp_path, name):
+    run = RunFolder(tmp_path)
+    run.write_table(name, [])
+    assert run.read_table(name).schema.equals(TABLES[name])
+    assert run.read_table(name).num_rows == 0
+
+
+def test_tables_keep_values_nan_and_missing_cells(tmp_path):
+    run = RunFolder(tmp_path)
+    rows = [
+        {"pair_id": 2**62, "behaviour": "ä", "truncated": True, "alignment": float("nan")},
+        {"pair_id": 1, "weight": 0.1},
+    ]
+    run.write_table("pairs", iter(rows))
+    first, second = run.read_table("pairs").to_pylist()
+    assert (first["pair_id"], first["behaviour"], first["truncated"]) == (2**62, "ä", True)
+    assert np.isnan(first["alignment"]) and first["weight"] is None
+    assert (second["weight"], second["behaviour"]) == (0.1, None)
+    assert pq.read_table(tmp_path / "pairs.parquet").num_rows == 2
+
+
+@every_write
+def test_a_full_disk_is_told_to_the_user_and_leaves_the_old_file(tmp_path, full_disk, write):
+    run = RunFolder(tmp_path)
+    write(run, 1)
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    full_disk()
+    with pytest.raises(UserError, match="No space left on device.*free some space or choose another --output_dir"):
+        write(run, 2)
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+
+
+def test_a_write_that_breaks_off_half_way_leaves_the_old_file(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    run.write_json("a.json", {"value": 1})
+
+    def half(path, text, encoding):
+        path.write_bytes(text.encode(encoding)[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(UserError, match="cannot write"):
+        run.write_json("a.json", {"value": 2})
+    monkeypatch.undo()
+    assert names(tmp_path) == ["a.json"]
+    assert run.read_json("a.json") == {"value": 1}
+
+
+def test_a_folder_that_cannot_be_made_is_told_to_the_user(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write"):
+        RunFolder(tmp_path / "file" / "run").write_json("a.json", {})
+
+
+def test_stages_and_sections_of_the_record_are_replaced_one_by_one(tmp_path):
+    run = RunFolder(tmp_path)
+    run.finish_stage("audit", key="k1", seconds=1.5, data={"pairs": 3})
+    run.finish_stage("forecast", key="k2", seconds=float("nan"))
+    run.finish_stage("audit", key="k3", seconds=2.0, data={"rows": 4})
+    record = load_run(tmp_path).record
+    assert record["data"] == {"rows": 4}
+    assert {stage: entry["key"] for stage, entry in record["stages"].items()} == {"audit": "k3", "forecast": "k2"}
+    assert record["stages"]["forecast"]["seconds"] is None
+    assert (run.stage_key("audit"), run.stage_key("train")) == ("k3", None)
+    assert record["schema_version"] == SCHEMA_VERSION
+
+
+def test_only_a_run_folder_of_this_version_is_loaded(tmp_path):
+    with pytest.raises(UserError, match="no record.json"):
+        load_run(tmp_path)
+    with pytest.raises(UserError, match="no record.json"):
+        load_run(tmp_path / "nowhere")
+    for version in (SCHEMA_VERSION + 1, None):
+        (tmp_path / "record.json").write_text(json.dumps({"schema_version": version, "stages": {}}))
+        with pytest.raises(UserError, match=f"record version {version}, this foretune reads {SCHEMA_VERSION}"):
+            load_run(tmp_path)
+
+
+def test_a_damaged_record_is_told_to_the_user(tmp_path):
+    (tmp_path / "record.json").write_text('{"schema_ver')
+    with pytest.raises(UserError, match="not valid JSON.*remove it"):
+        load_run(tmp_path)
+
+
+def test_hashes_depend_on_content_and_order_alone():
+    assert sha256_of({"a": 1, "b": [2]}) == sha256_of({"b": [2], "a": 1}) != sha256_of({"a": 1, "b": [3]})
+    pairs = [("a", [1, 2]), ("b", [3])]
+    assert pairs_hash(iter(pairs)) == pairs_hash(pairs) != pairs_hash(pairs[::-1])
+    assert pairs_hash([("a", [1, 2, 3])]) != pairs_hash([("a", [1, 2]), ("", [3])])
+
+
+def test_versions_name_what_the_numbers_depend_on():
+    found = versions()
+    assert found["numpy"] == np.__version__
+    assert {"python", "torch", "transformers", "trl", "foretune"} <= set(found)
