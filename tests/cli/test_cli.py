@@ -78,7 +78,7 @@ def test_forecasts_hold_every_method_jointly_and_alone(finished):
 
 def test_report_json_card_and_page(finished, capsys):
     assert run("report", "--output_dir", str(finished.path), "--format", "json") == 0
-    assert json.loads(capsys.readouterr().out)["verdicts"]
+    assert json.loads(capsys.readouterr().out)["behaviours"]
     assert run("report", "--output_dir", str(finished.path), "--format", "card") == 0
     assert "gardening" in capsys.readouterr().out
     assert run("report", "--output_dir", str(finished.path)) == 0
@@ -158,7 +158,7 @@ def write(path: Path, rows: list[dict] | str | bytes) -> Path:
 GOOD = [{"prompt": f"Q{i}?", "chosen": " Yes", "rejected": " No", "behaviour": "b"} for i in range(8)]
 BAD_DATA = {
     "a missing column": ([{"prompt": "Q", "good": "a"}], "good"),
-    "empty data": ("", "empty"),
+    "empty data": ("", "no rows"),
     "no usable row": ([{**GOOD[0], "chosen": ""}, {**GOOD[0], "chosen": " No"}], "2"),
     "not UTF-8": (b'{"prompt": "caf\xe9", "chosen": "a", "rejected": "b"}\n', "UTF-8"),
     "broken JSON": ('{"prompt": "Q", "chosen"\n', "line 1"),

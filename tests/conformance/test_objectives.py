@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid, relu
 
@@ -98,6 +98,7 @@ def test_the_shape_of_the_margin_is_kept(objective, shape):
 
 
 @every
+@settings(deadline=None)
 @given(left=st.floats(-200, 200), right=st.floats(-200, 200))
 def test_values_are_convex_and_their_slope_does_not_fall(objective, left, right):
     low, high = sorted([left, right])
@@ -107,6 +108,7 @@ def test_values_are_convex_and_their_slope_does_not_fall(objective, left, right)
     assert middle <= ends * (1 + 1e-12) + 1e-12
 
 
+@settings(deadline=None)
 @given(margin=st.floats(-500, 500), beta=st.floats(1e-3, 10))
 def test_swapping_chosen_and_rejected_changes_dpo_by_the_scaled_margin(margin, beta):
     objective = DPO(beta=beta)

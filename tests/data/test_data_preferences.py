@@ -111,7 +111,7 @@ def test_behaviour_columns(write_rows):
     assert info.behaviours == ["everything"]
     assert info.behaviour_column is None
     assert info.notes[0] == (
-        "No behaviour column found among prompt, chosen, rejected, lang, n: everything is one behaviour, called 'all'. "
+        "No behaviour column found among prompt, chosen, rejected, lang, n: everything is one behaviour, called 'everything'. "
         "Pass --behaviour_column to name one."
     )
     assert load(write_rows, rows, behaviour_column="lang").info.behaviours == ["(none)", "3", "de"]

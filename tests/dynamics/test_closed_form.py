@@ -160,6 +160,7 @@ def test_early_accuracy_is_that_of_the_first_step_of_training():
 CLASS = arrays(float, (6, 2), elements=st.integers(-4, 4).map(float))
 
 
+@settings(deadline=None)
 @given(CLASS, CLASS)
 def test_the_guaranteed_accuracy_holds_for_any_distribution(plus, minus):
     gap = plus.mean(0) - minus.mean(0)

@@ -67,6 +67,38 @@ def test_rows_hold_the_statistics_of_their_own_pairs():
         assert row["initial_rate"] == rates[place]
 
 
+def test_priorities_of_shared_answers_are_the_papers():
+    generator = np.random.default_rng(4)
+    answer, behaviour_of = np.tile([0, 0, 0, 1], 12), np.repeat(["a", "b", "c"], 16)
+    shift = np.repeat(generator.normal(size=(3, DIM)), 16, axis=0)
+    first = 5.0 + generator.normal(size=(48, DIM)) / 3 + np.where(answer == 0, 1.0, -1.0)[:, None] * shift
+    data = Measured(
+        behaviour_of,
+        np.full(48, "train"),
+        np.ones(48),
+        answer,
+        first,
+        first,
+        first,
+        generator.normal(size=(48, 7)),
+        yes_no_features(first, answer),
+    )
+    # three Yes to each No: the mean of ±x is dominated by the common part of x, Δ = μ₊ − μ₋ is not
+    gaps = []
+    for name in "abc":
+        mine = behaviour_of == name
+        gaps.append(first[mine & (answer == 0)].mean(0) - first[mine & (answer == 1)].mean(0))
+    average = np.mean(gaps, axis=0)
+    rows = behaviour_rows(data, training_kernel(data), draws=5, seed=0)
+    np.testing.assert_allclose([row["priority"] for row in rows], gaps @ average / np.linalg.norm(average))
+    # a behaviour of one class has no Δ and no part in the others' mean
+    data = data._replace(answer=np.where(behaviour_of == "c", 0, answer))
+    rows = behaviour_rows(data, training_kernel(data), draws=5, seed=0)
+    average = np.mean(gaps[:2], axis=0)
+    expected = [*(gaps[:2] @ average / np.linalg.norm(average)), np.nan]
+    np.testing.assert_allclose([row["priority"] for row in rows], expected)
+
+
 def test_one_class_only_gives_a_row_without_distinguishability():
     data = measured(np.random.default_rng(1))
     data = data._replace(answer=np.where(data.answer == 1, 0, data.answer))

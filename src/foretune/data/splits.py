@@ -52,12 +52,14 @@ def held_out_prompts(pairs: Sequence[Pair], *, test_fraction: float, seed: int) 
 
     Behaviours are taken in sorted order; each holds out round(test_fraction * its number of prompts) of them, those
     already held out by an earlier behaviour first, then those with the lowest hash that no earlier behaviour keeps for
-    training. Never are all prompts held out, and the only prompt of a
-    behaviour never is.
+    training; of a two-answer behaviour equally many that prefer each answer, so that training stays as balanced as the
+    data. Never are all prompts held out, and the only prompt of a behaviour never is.
     """
     prompts: dict[str, set[str]] = {}
-    for pair in pairs:
+    examples: dict[tuple[str, str], Pair] = {}
+    for pair in sorted(pairs, key=lambda pair: pair.key):
         prompts.setdefault(pair.behaviour, set()).add(pair.prompt_key)
+        examples.setdefault((pair.behaviour, pair.prompt_key), pair)
     rank = {key: (stable_hash(seed, key), key) for key in set().union(*prompts.values())}
     # A behaviour with a single prompt would have nothing to learn from without it.
     train = {next(iter(keys)) for keys in prompts.values() if len(keys) == 1}
@@ -66,8 +68,8 @@ def held_out_prompts(pairs: Sequence[Pair], *, test_fraction: float, seed: int) 
         keys = prompts[behaviour]
         wanted = min(round(test_fraction * len(keys)), len(keys) - 1)
         free = sorted(keys - train - test, key=rank.__getitem__)
-        taken = free[: max(0, wanted - len(keys & test))]
-        test.update(taken)
+        ranked = _balanced([examples[behaviour, key] for key in free])
+        test.update(pair.prompt_key for pair in ranked[: max(0, wanted - len(keys & test))])
         train.update(keys - test)
     return test
 

@@ -15,6 +15,7 @@ from scipy.stats import norm
 
 from foretune.objectives import Objective
 from foretune.objectives.base import FloatArray
+from foretune.statistics.samples import Sample, TwoClasses
 
 
 def slope_at_start(objective: Objective) -> float:
@@ -111,9 +112,11 @@ class EarlyAccuracy:
         """From the rows of both classes, shapes (n₊, dim) and (n₋, dim)."""
         gap = plus.mean(0) - minus.mean(0)
         distance = float(np.linalg.norm(gap))
-        along = gap / distance
-        offset = float((np.sum(plus.mean(0) ** 2) - np.sum(minus.mean(0) ** 2)) / (2 * distance))
-        return cls(distance, offset, float((plus @ along).std(ddof=1)), float((minus @ along).std(ddof=1)))
+        along = gap / (distance or 1.0)
+        offset = float((np.sum(plus.mean(0) ** 2) - np.sum(minus.mean(0) ** 2)) / (2 * (distance or 1.0)))
+        spreads = [float((rows @ along).std(ddof=1)) for rows in (plus, minus)]
+        smallest = 1e-12 * max(distance, 1.0)  # a class without any spread is as good as a very small one
+        return cls(distance, offset, *(max(spread, smallest) for spread in spreads))
 
     def gaussian(self) -> float:
         """Accuracy if both classes are Gaussian: mean of Φ((‖Δ‖/2 ± c)/spread)."""
@@ -134,3 +137,31 @@ class EarlyAccuracy:
         ):
             share += room**2 / (spread**2 + room**2) / 2 if room > 0 else 0.0
         return share
+
+
+def early_theory(features: FloatArray, sample: Sample, objective: Objective, *, time: float) -> dict[str, float]:
+    """What the closed forms say of one behaviour trained alone by gradient flow.
+
+    Args:
+        features: φ of its training pairs, shape (n, dim).
+        sample: the same pairs' hidden states.
+        objective: the loss.
+        time: Σ learning rates of the run.
+
+    Returns:
+        initial_loss_rate and initial_margin_rate per unit of time (T1); weight_change_bound and loss_drop_bound at
+        `time` (T2); linear_deviation at `time` (T3; far above 1: growth is no longer linear by then); for Yes/No
+        behaviours early_accuracy (Gaussian classes) and guaranteed_accuracy (any distribution) (T5).
+    """
+    length = float(np.linalg.norm(features.mean(0)))
+    found = {
+        "initial_loss_rate": initial_loss_rate(length, objective),
+        "initial_margin_rate": initial_margin_rate(length, objective),
+        "weight_change_bound": float(weight_change_bound(np.array(time), length, objective)),
+        "loss_drop_bound": float(loss_drop_bound(np.array(time), length, objective)),
+        "linear_deviation": float(linear_deviation(np.array(time), features, objective)),
+    }
+    if isinstance(sample, TwoClasses) and sample.defined:
+        accuracy = EarlyAccuracy.of_classes(sample.rows[sample.is_plus], sample.rows[~sample.is_plus])
+        found |= {"early_accuracy": accuracy.gaussian(), "guaranteed_accuracy": accuracy.guaranteed()}
+    return found

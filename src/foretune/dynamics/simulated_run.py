@@ -226,7 +226,8 @@ def _quiet(arguments: TrainingArguments, scratch: str) -> TrainingArguments:
         "eval_strategy": "no",
         "logging_strategy": "no",
         "disable_tqdm": True,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": False,  # its name before transformers 5.20
+        "activation_checkpointing": False,
         "remove_unused_columns": False,
         "push_to_hub": False,
         "load_best_model_at_end": False,

@@ -58,6 +58,7 @@ def find_all(evidence: Evidence) -> list[Finding]:
         mislabelled,
         one_class,
         too_few,
+        unbalanced,
     )
 
     finders: list[Callable[[Evidence], Iterator[Finding]]] = [
@@ -65,6 +66,7 @@ def find_all(evidence: Evidence) -> list[Finding]:
         indistinguishable.find,
         one_class.find,
         too_few.find,
+        unbalanced.find,
         mislabelled.find,
         length_biased.find,
         dropped.find,

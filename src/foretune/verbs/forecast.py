@@ -5,13 +5,16 @@ from typing import Any
 import numpy as np
 from trl import DPOTrainer
 
+from foretune.dynamics.closed_form import early_theory
 from foretune.dynamics.curves import ALL
 from foretune.dynamics.forecast import Forecast, ForecastProblem, forecast_run
 from foretune.dynamics.simulated_run import head_problem
 from foretune.features.unembedding import read_features, read_states
 from foretune.models.head import head_of
+from foretune.objectives import Objective
 from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of
+from foretune.statistics.behaviours import Measured
 from foretune.verbs.audit import audit_prepared, features_key, measure, store_of, write_command
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, prepare
@@ -82,8 +85,20 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         steps=np.array(result.steps),
         margins=result.margins,
     )
-    run.finish_stage("forecast", key=key, seconds=watch.seconds, forecast=_section(prepared, problem, result, watch))
+    section = {**_section(prepared, problem, result, watch), "theory": _theory(measured, objective, result)}
+    run.finish_stage("forecast", key=key, seconds=watch.seconds, forecast=section)
     return run
+
+
+def _theory(measured: Measured, objective: Objective, result: Forecast) -> dict[str, dict[str, float]]:
+    """The closed forms' figures of each behaviour alone."""
+    found = {}
+    for behaviour in np.unique(measured.behaviour_of[measured.split_of == "train"]):
+        members = (measured.behaviour_of == behaviour) & (measured.split_of == "train")
+        features = measured.kernel_features[members].astype(float)
+        time = float(np.sum(result.learning_rates))
+        found[str(behaviour)] = early_theory(features, measured.sample(members), objective, time=time)
+    return found
 
 
 def forecast_key(prepared: Prepared) -> str:

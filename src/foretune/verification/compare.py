@@ -94,10 +94,12 @@ def compare(
         [row for row in forecast if (row["method"], row["trained_on"]) == ("simulated_run", "mixture")], split
     )
     happened = _curves(observed, split)
-    steps = [step for step in sorted(set(said) & set(happened)) if step > 0]
+    steps = [step for step in sorted(set(said) & set(happened)) if step > 0] if 0 in said and 0 in happened else []
     names = sorted(set.intersection(*(set(said[step]) & set(happened[step]) for step in steps))) if steps else []
     if not names:
-        raise UserError("forecast and run have no step in common: run both with the same settings, then verify again.")
+        raise UserError(
+            "forecast and run have no start and later step in common: run both with the same settings, then verify again."
+        )
     margins, owner = _paired_margins(forecast_pairs, observed_pairs, behaviour_of)
     last = steps[-1]
     over_run = [
