@@ -85,6 +85,22 @@ def test_report_json_card_and_page(finished, capsys):
     assert "gardening" in (finished.path / "report.html").read_text("utf-8")
 
 
+def test_the_saved_model_is_the_trained_one(finished, tokenizer):
+    from transformers import AutoModelForCausalLM
+
+    from foretune.models.encoding import encode
+    from foretune.scores import pair_scores
+
+    model = AutoModelForCausalLM.from_pretrained(finished.path).eval()
+    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    texts = {row["pair_id"]: row for row in finished.read_table("pairs").to_pylist()}
+    stored = finished.read_arrays("observed_pairs")
+    rows = [{**texts[pair], "weight": 1.0} for pair in stored["pair_id"].tolist()]
+    scores = pair_scores(model, encode(rows, tokenizer, split="train", max_length=None).pairs)
+    reference = np.array([row["reference_margin"] for row in rows])
+    np.testing.assert_allclose((scores.chosen - scores.rejected).numpy() - reference, stored["margins"][-1], atol=1e-3)
+
+
 def test_finished_verbs_are_not_repeated(finished, capsys):
     before = (finished.path / "behaviours.parquet").stat().st_mtime_ns
     assert run("train", "--output_dir", str(finished.path)) == 0

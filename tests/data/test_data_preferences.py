@@ -111,8 +111,8 @@ def test_behaviour_columns(write_rows):
     assert info.behaviours == ["everything"]
     assert info.behaviour_column is None
     assert info.notes[0] == (
-        "No behaviour column found among prompt, chosen, rejected, lang, n: everything is one behaviour, called 'everything'. "
-        "Pass --behaviour_column to name one."
+        "No behaviour column found among prompt, chosen, rejected, lang, n: everything is one behaviour, called "
+        "'everything'. Pass --behaviour_column to name one."
     )
     assert load(write_rows, rows, behaviour_column="lang").info.behaviours == ["(none)", "3", "de"]
     assert load(write_rows, rows, behaviour_column="file").info.behaviours == ["pairs"]

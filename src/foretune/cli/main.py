@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("stopped; run the same command again to continue.", code=130)
-    except (MemoryError, OSError, RuntimeError) as error:
+    except Exception as error:
         _fail_on_resources(error)
 
 

@@ -109,7 +109,11 @@ def forecast_key(prepared: Prepared) -> str:
     return sha256_of(features_key(prepared), settings, ours.alone_mass, ours.observations, ours.observe_pairs)
 
 
-IRRELEVANT = {"output_dir", "report_to", "run_name", "logging_steps", "save_steps", "restart", "trainable"}
+# Arguments that change no number of a forecast.
+IRRELEVANT = {
+    *("output_dir", "report_to", "run_name", "disable_tqdm", "logging_steps", "save_steps", "resume_from_checkpoint"),
+    *("trainable", "use_peft"),
+}
 
 
 def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, watch: Stopwatch) -> dict[str, Any]:

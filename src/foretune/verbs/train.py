@@ -4,7 +4,6 @@ import warnings
 from typing import Any
 
 import numpy as np
-from transformers.trainer_utils import get_last_checkpoint
 from trl import get_quantization_config
 
 from foretune.dynamics.curves import curve_rows
@@ -114,7 +113,11 @@ def training_key(prepared: Prepared) -> str:
     return sha256_of(features_key(prepared), prepared.job.trainable, settings)
 
 
-IRRELEVANT = {"output_dir", "report_to", "run_name", "restart", "draws", "sketch_dim", "forecast_alone", "alone_mass"}
+# Arguments that change no number of a training run.
+IRRELEVANT = {
+    *("output_dir", "report_to", "run_name", "disable_tqdm", "logging_steps", "resume_from_checkpoint"),
+    *("draws", "sketch_dim", "forecast_alone", "alone_mass"),
+}
 
 
 def _checkpoint(job: Job, run: RunFolder, key: str) -> str | None:
@@ -122,7 +125,7 @@ def _checkpoint(job: Job, run: RunFolder, key: str) -> str | None:
     named = job.training.resume_from_checkpoint
     if isinstance(named, str) and named.lower() not in ("true", "false"):
         return named
-    last = get_last_checkpoint(str(run.path)) if run.path.is_dir() else None
+    last = _last_checkpoint(run)
     begun = run.read_json("training.json")
     run.write_json("training.json", {"key": key})
     if last is None or job.ours.restart:
@@ -134,6 +137,12 @@ def _checkpoint(job: Job, run: RunFolder, key: str) -> str | None:
             "--restart True to train anew."
         )
     return last
+
+
+def _last_checkpoint(run: RunFolder) -> str | None:
+    """The newest complete checkpoint: trainer_state.json is what the trainer writes last."""
+    found = [path.parent for path in run.path.glob("checkpoint-*/trainer_state.json")]
+    return str(max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if found else None
 
 
 def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourObserver) -> None:

@@ -98,7 +98,7 @@ def compare(
     names = sorted(set.intersection(*(set(said[step]) & set(happened[step]) for step in steps))) if steps else []
     if not names:
         raise UserError(
-            "forecast and run have no start and later step in common: run both with the same settings, then verify again."
+            "forecast and run have no step in common besides the start: run both with the same settings, then verify."
         )
     margins, owner = _paired_margins(forecast_pairs, observed_pairs, behaviour_of)
     last = steps[-1]
