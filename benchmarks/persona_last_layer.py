@@ -1,8 +1,12 @@
 """The paper's core on real data: does distinguishability say how fast each behaviour alone is learned?
 
 The paper's setting: only the unembedding is trained, full-batch gradient descent, one-token answers Yes/No, each
-behaviour alone. Criteria, fixed before the run: Spearman(distinguishability, loss after 300 steps) ≤ −0.97 over all
-behaviours; initial slope of the loss within 1 % of theory T1.
+behaviour alone. Criteria, fixed before the first run: Spearman(distinguishability, loss after 300 steps) ≤ −0.97 over
+all behaviours; initial slope of the loss within 1 % of theory T1.
+
+The criterion names no step size, so it is asked of several, from the paper's own (β = 0.01, learning rate 0.1) to
+the largest stable one at β = 0.1 (the setting of the first run). What matters is ρ = β²λt/4, how far the run has gone
+beyond linear growth (theory T3); its median over behaviours is in the table.
 
     python benchmarks/persona_last_layer.py --persona ../shared/data/persona
 """
@@ -17,7 +21,7 @@ import numpy as np
 from scipy.stats import bootstrap, spearmanr
 
 from foretune.data import load_preferences
-from foretune.dynamics.closed_form import initial_loss_rate
+from foretune.dynamics.closed_form import initial_loss_rate, linear_deviation
 from foretune.dynamics.flow import gradient_descent, gradient_flow
 from foretune.features.unembedding import measure_pairs, open_store
 from foretune.models.encoding import encode
@@ -25,10 +29,13 @@ from foretune.models.load import load_model, resolve_dtype, weights_hash
 from foretune.objectives import DPO
 from foretune.records.provenance import pairs_hash, sha256_of, versions
 from foretune.statistics.behaviours import yes_no_features
-from foretune.statistics.distinguishability import distinguishability
+from foretune.statistics.distinguishability import Distinguishability, distinguishability
 from foretune.statistics.samples import TwoClasses
 
-STEPS, BETA = 300, 0.1
+STEPS = 300
+PAPER = (0.01, 0.1)
+# (β, learning rate); None: 4/(β²λ), the largest step for which theory T2 holds, over all behaviours
+SETTINGS = [PAPER, (0.1, 0.003), (0.1, 0.01), (0.1, 0.03), (0.1, None)]
 
 
 def main() -> None:
@@ -54,63 +61,77 @@ def main() -> None:
     yes = loaded.tokenizer(" Yes")["input_ids"][0]
     answer = np.array([0 if pair.chosen_ids[0] == yes else 1 for pair in pairs])
     behaviour_of = np.array([pair.behaviour for pair in pairs])
-    # one learning rate for all: small enough for the stiffest behaviour, η ≤ 4/(β²λ) of theory T2
-    rows = []
     phi = yes_no_features(features.first_state, answer)
-    largest = max(
-        np.linalg.norm(phi[behaviour_of == name], 2) ** 2 / (behaviour_of == name).sum()
-        for name in np.unique(behaviour_of)
-    )
-    rate = 4 / (BETA**2 * largest)
-    objective = DPO(beta=BETA)
-    for name in np.unique(behaviour_of):
-        members = behaviour_of == name
-        found = distinguishability(TwoClasses(features.first_state[members], answer[members] == 0), draws=500)
-        own, weights = phi[members], np.ones(members.sum())
-        path = gradient_descent(own, weights, objective, learning_rate=rate, steps=STEPS)
-        losses = [float(objective.value(own @ path[step]).mean()) for step in (0, 20, STEPS)]
-        tiny = 1e-4 * rate
-        early = gradient_flow(own, weights, objective, times=np.array([0.0, tiny]))[-1]
-        slope = (float(objective.value(own @ early).mean()) - np.log(2)) / tiny
-        balanced = initial_loss_rate(found.value / np.sqrt(2), objective)
-        rows.append(
-            {
-                "behaviour": str(name),
-                "num_pairs": int(members.sum()),
-                "prefer_yes": int((answer[members] == 0).sum()),
-                "distinguishability": found.value,
-                "low": found.low,
-                "high": found.high,
-                "permutation_floor": found.floor,
-                "loss_20": losses[1],
-                "loss_300": losses[2],
-                "weight_change_300": float(np.linalg.norm(path[-1])),
-                "slope_over_T1": slope / balanced,
-            }
-        )
-    table = {key: np.array([row[key] for row in rows]) for key in rows[0] if key != "behaviour"}
+    names = [str(name) for name in np.unique(behaviour_of)]
+    members = {name: behaviour_of == name for name in names}
+    found = {
+        name: distinguishability(TwoClasses(features.first_state[rows], answer[rows] == 0), draws=500)
+        for name, rows in members.items()
+    }
+    settings = [
+        train_alone(beta, rate, {name: phi[rows] for name, rows in members.items()}, found) for beta, rate in SETTINGS
+    ]
     result = {
         "criteria": {"spearman_loss_300": "<= -0.97", "slope_over_T1": "1 +- 0.01"},
-        "num_behaviours": len(rows),
+        "num_behaviours": len(names),
+        "num_pairs": len(pairs),
         "steps": STEPS,
-        "beta": BETA,
-        "learning_rate": rate,
-        **{
-            f"spearman_{key}": with_interval(table["distinguishability"], table[key]) for key in ("loss_20", "loss_300")
-        },
-        "spearman_weight_change_300": with_interval(table["distinguishability"], table["weight_change_300"]),
-        "worst_slope_deviation": float(np.abs(table["slope_over_T1"] - 1).max()),
+        "settings": settings,
         "pairs_per_second": len(pairs) / measured_in,
         "seconds": time.time() - start,
         "model": given.model,
         "dtype": str(dtype),
         "machine": platform.processor() or platform.machine(),
         "versions": versions(),
-        "behaviours": sorted(rows, key=lambda row: row["loss_300"]),
+        "behaviours": [
+            {
+                "behaviour": name,
+                "num_pairs": int(rows.sum()),
+                "prefer_yes": int((answer[rows] == 0).sum()),
+                **{key: float(value) for key, value in found[name]._asdict().items()},
+            }
+            for name, rows in members.items()
+        ],
     }
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in result.items() if key not in ("behaviours", "versions")}, indent=1))
+    for setting in settings:
+        print(json.dumps({key: value for key, value in setting.items() if key != "losses"}))
+
+
+def train_alone(
+    beta: float, rate: float | None, features: dict[str, np.ndarray], found: dict[str, Distinguishability]
+) -> dict:
+    """Train each behaviour alone and correlate what happened with distinguishability."""
+    objective = DPO(beta=beta)
+    largest = {name: np.linalg.norm(own, 2) ** 2 / len(own) for name, own in features.items()}
+    rate = rate or 4 / (beta**2 * max(largest.values()))
+    losses, changes, slopes = [], [], []
+    for name, own in features.items():
+        weights = np.ones(len(own))
+        path = gradient_descent(own, weights, objective, learning_rate=rate, steps=STEPS)
+        losses.append([float(objective.value(own @ path[step]).mean()) for step in (20, STEPS)])
+        changes.append(float(np.linalg.norm(path[-1])))
+        tiny = 1e-4 * rate
+        early = gradient_flow(own, weights, objective, times=np.array([0.0, tiny]))[-1]
+        # log 2 − ℓ, without losing its digits
+        drop = -float(np.mean(np.log1p(np.expm1(-objective.beta * (own @ early)) / 2)))
+        slopes.append(-drop / tiny / initial_loss_rate(found[name].value / np.sqrt(2), objective))
+    distances = np.array([value.value for value in found.values()])
+    table = np.array(losses).T
+    rho = [float(linear_deviation(np.array(rate * STEPS), own, objective)) for own in features.values()]
+    return {
+        "beta": beta,
+        "learning_rate": rate,
+        "the_papers": (beta, rate) == PAPER,
+        "median_rho_300": float(np.median(rho)),
+        "mean_loss_300": float(table[1].mean()),
+        "spearman_loss_20": with_interval(distances, table[0]),
+        "spearman_loss_300": with_interval(distances, table[1]),
+        "spearman_weight_change_300": with_interval(distances, np.array(changes)),
+        "worst_slope_deviation": float(np.abs(np.array(slopes) - 1).max()),
+        "losses": dict(zip(found, losses, strict=True)),
+    }
 
 
 def with_interval(left: np.ndarray, right: np.ndarray) -> dict[str, float]:
