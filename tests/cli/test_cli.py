@@ -325,3 +325,38 @@ def test_a_killed_run_continues_with_the_same_numbers(moment, finished, tiny_fol
                 np.testing.assert_allclose(
                     np.array(left[column].to_pylist(), float), np.array(right[column].to_pylist(), float), atol=2e-5
                 )
+
+
+def test_metrics_reach_tensorboard_trackio_and_wandb(tiny_folder, persona_file, tmp_path, monkeypatch):
+    import yaml
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.chdir(tmp_path)
+    settings = {
+        "model_name_or_path": str(tiny_folder),
+        "dataset_name": str(persona_file),
+        "output_dir": str(tmp_path / "run"),
+        "report_to": ["tensorboard", "trackio", "wandb"],
+        "max_steps": 2,
+        "logging_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "no",
+        "use_peft": True,
+        "draws": 20,
+        "dtype": "float32",
+        "disable_tqdm": True,
+        "env": {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "TRACKIO_DIR": str(tmp_path / "trackio")},
+    }
+    for name in settings["env"]:
+        monkeypatch.setenv(name, "")  # so that what the run sets is undone afterwards
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(settings))
+    assert run("train", "--config", "job.yaml") == 0
+    (events,) = tmp_path.glob("**/events.out.tfevents.*")
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    tags = set(accumulator.Tags()["scalars"])
+    assert {"train/rewards/margins/sailing", "eval/rewards/margins/sailing", "train/num_pairs/gardening"} <= tags
+    assert {"train/observed_train_rewards/margins/sailing", "train/displacement/chosen/gardening"} <= tags
+    assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert list(tmp_path.glob("trackio/*.db"))

@@ -96,7 +96,7 @@ def actions(folder: RunFolder, verdicts: list[BehaviourVerdict]) -> list[Action]
     for verdict, severity in TROUBLES.items():
         items = [item for item in verdicts if item.verdict == verdict and item.behaviour not in named]
         found += [_from_verdicts(folder, items, severity)] if items else []
-    found = _ranked(found)
+    found = _ranked(_grouped(found))
     for _, command, adds in folder.missing[: max(1, MIN_ACTIONS - len(found))]:
         found.append(Action("next step", "info", None, None, f"Not in this folder yet: {adds}.", f"Run `{command}`."))
     return found
@@ -173,6 +173,28 @@ def _action(row: Row) -> Action:
         evidence=str(row.get("evidence") or ""),
         remedy=str(row.get("remedy") or ""),
     )
+
+
+def _grouped(found: list[Action]) -> list[Action]:
+    """Findings of one kind and severity about three behaviours or more become one, the first as the example."""
+    kinds: dict[tuple[str, str], list[Action]] = {}
+    for item in found:
+        kinds.setdefault((item.finding, item.severity), []).append(item)
+    grouped = []
+    for (finding, severity), items in kinds.items():
+        if len(items) < 3 or any(item.behaviour is None for item in items):
+            grouped += items
+            continue
+        first = max(items, key=lambda item: item.num_pairs or 0)
+        others = [str(item.behaviour) for item in items if item is not first]
+        pairs = sum(item.num_pairs or 0 for item in items)
+        evidence = f"{first.evidence} The same holds of {listed(others, 6)}."
+        grouped.append(
+            Action(
+                f"{finding} ({len(items)} behaviours)", severity, None, pairs, evidence, f"For example: {first.remedy}"
+            )
+        )
+    return grouped
 
 
 def _ranked(found: list[Action]) -> list[Action]:

@@ -166,7 +166,9 @@ class PreferenceTrainer(DPOTrainer):
 
     def log_observation(self, metrics: dict[str, float]) -> None:
         """Log metrics that were measured on fixed pairs (see `BehaviourObserver`), as they are, to `report_to`."""
+        wanted = self.control.should_log  # logging answers a wish to log; TRL's own of this step is still open
         super(DPOTrainer, self).log(dict(metrics))
+        self.control.should_log = wanted
 
 
 class _ScaleGradient(torch.autograd.Function):

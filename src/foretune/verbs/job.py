@@ -166,17 +166,20 @@ DEFAULTS: dict[str, Any] = {
 
 
 def parse_job(arguments: Sequence[str], *, prog: str) -> Job:
-    """Parse flags and `--config file.yaml`, as `trl dpo` does; a run folder's own config.yaml fills what is not said.
+    """Parse flags and `--config file.yaml`, as `trl dpo` does.
+
+    Where neither model nor data are named, the run folder's own config.yaml is continued.
 
     Raises:
         UserError: unknown or missing arguments, or values that TRL refuses.
     """
     said = _said_by_flags(list(arguments), prog)
     from_file = _read_config(said.pop("config", None))
-    stored = RunFolder(said.get("output_dir") or from_file.get("output_dir") or "trainer_output").read_yaml(
-        "config.yaml"
-    )
-    return job_from(**{**(stored or {}), **from_file, **said})
+    spoken = {**from_file, **said}
+    if not {"model_name_or_path", "dataset_name"} & set(spoken):
+        folder = RunFolder(spoken.get("output_dir") or "trainer_output")
+        spoken = {**(folder.read_yaml("config.yaml") or {}), **spoken}
+    return job_from(**spoken)
 
 
 def job_from(**explicit: Any) -> Job:

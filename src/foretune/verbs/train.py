@@ -1,5 +1,6 @@
 """`train`: the real run, with TRL, every behaviour measured on the way."""
 
+import shutil
 import warnings
 from typing import Any
 
@@ -121,21 +122,20 @@ IRRELEVANT = {
 
 
 def _checkpoint(job: Job, run: RunFolder, key: str) -> str | None:
-    """The checkpoint to continue from; those of another run are refused, or ignored with --restart."""
+    """The checkpoint to continue from; those of another run are refused, or removed with --restart."""
+    if job.ours.restart:
+        for old in [*run.path.glob("checkpoint-*"), run.path / "observations"]:
+            shutil.rmtree(old, ignore_errors=True)
     named = job.training.resume_from_checkpoint
     if isinstance(named, str) and named.lower() not in ("true", "false"):
         return named
     last = _last_checkpoint(run)
-    begun = run.read_json("training.json")
-    run.write_json("training.json", {"key": key})
-    if last is None or job.ours.restart:
-        return None
-    if begun is None or begun["key"] != key:
-        run.write_json("training.json", begun or {"key": ""})
+    if last is not None and (run.read_json("training.json") or {}).get("key") != key:
         raise UserError(
             f"{run.path} holds checkpoints of a run with other settings: choose another --output_dir, or pass "
             "--restart True to train anew."
         )
+    run.write_json("training.json", {"key": key})
     return last
 
 
