@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+ROWS_AT_ONCE = 4096
 
 
 class MomentState(NamedTuple):
@@ -28,12 +29,14 @@ def empty(dim: int) -> MomentState:
 
 
 def of_rows(rows: FloatArray) -> MomentState:
-    """The state of `rows`, shape (n, dim); n may be 0."""
-    if len(rows) == 0:
-        return empty(rows.shape[1])
-    mean = rows.mean(0)
-    centred = rows - mean
-    return MomentState(len(rows), mean, centred.T @ centred)
+    """The state of `rows`, shape (n, dim); n may be 0. Read in blocks, so that no centred copy of all rows is made."""
+    state = empty(rows.shape[1])
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        block = rows[start : start + ROWS_AT_ONCE]
+        mean = block.mean(0)
+        centred = block - mean
+        state = merge(state, MomentState(len(block), mean, centred.T @ centred))
+    return state
 
 
 def merge(left: MomentState, right: MomentState) -> MomentState:

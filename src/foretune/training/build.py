@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import LoraConfig
 from transformers import PreTrainedModel
 from trl import ModelConfig, get_peft_config
@@ -34,12 +33,6 @@ def lora_config(model_args: ModelConfig, model: PreTrainedModel) -> LoraConfig:
     if config.target_modules is None and model.config.model_type not in KNOWN:
         config.target_modules = "all-linear"
     return config
-
-
-def as_trl_rows(rows: Dataset, kept: set[int]) -> Dataset:
-    """The rows that encoding kept, in their order, with the columns that TRL and foretune need."""
-    indices = [index for index, pair_id in enumerate(rows["pair_id"]) if pair_id in kept]
-    return rows.select(indices)
 
 
 def default_device() -> torch.device:
