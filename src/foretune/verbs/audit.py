@@ -56,6 +56,9 @@ def audit_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         return run
     write_command(job)
     probes = probe(prepared.loaded.model, prepared.pairs)
+    notes = [*prepared.data.info.notes, *probes.notes]
+    for note in notes:
+        progress.say(note)
     features = _pass(prepared, store_of(prepared), probes, progress)
     progress.say("statistics …")
     measured = measure(prepared, features)
@@ -79,7 +82,7 @@ def audit_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
             "initial_rates": dict(zip(kernel.behaviours, initial_rates(kernel).tolist(), strict=True)),
             "equal_rate_mixture": dict(zip(kernel.behaviours, equal_rate_mixture(kernel).tolist(), strict=True)),
             "probes": probes._asdict(),
-            "notes": [*prepared.data.info.notes, *probes.notes],
+            "notes": notes,
         },
     )
     return run

@@ -87,6 +87,8 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     )
     section = {**_section(prepared, problem, result, watch), "theory": _theory(measured, objective, result)}
     run.finish_stage("forecast", key=key, seconds=watch.seconds, forecast=section)
+    for note in section["notes"]:
+        progress.say(note)
     return run
 
 
