@@ -178,6 +178,7 @@ BAD_DATA = {
     "no usable row": ([{**GOOD[0], "chosen": ""}, {**GOOD[0], "chosen": " No"}], "2"),
     "not UTF-8": (b'{"prompt": "caf\xe9", "chosen": "a", "rejected": "b"}\n', "UTF-8"),
     "broken JSON": ('{"prompt": "Q", "chosen"\n', "line 1"),
+    "a behaviour called all": ([{**row, "behaviour": "all"} for row in GOOD], "rename it"),
     "a negative weight": ([{**row, "weight": -1.0} for row in GOOD], "weight"),
 }
 
@@ -188,7 +189,7 @@ def test_bad_data_ends_with_a_sentence_and_code_2(kind, tiny_folder, tmp_path, c
     path = write(tmp_path / "bad.jsonl", content)
     assert run("audit", *command(tiny_folder, path, tmp_path / "run")) == 2
     error = capsys.readouterr().err
-    assert error.startswith("foretune: ") and said in error and "Traceback" not in error
+    assert "foretune: " in error and said in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize(
@@ -327,11 +328,10 @@ def test_a_killed_run_continues_with_the_same_numbers(moment, finished, tiny_fol
                 )
 
 
-def test_metrics_reach_tensorboard_trackio_and_wandb(tiny_folder, persona_file, tmp_path, monkeypatch):
+def test_metrics_reach_tensorboard_trackio_and_wandb(tiny_folder, persona_file, tmp_path):
     import yaml
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monkeypatch.chdir(tmp_path)
     settings = {
         "model_name_or_path": str(tiny_folder),
         "dataset_name": str(persona_file),
@@ -348,10 +348,10 @@ def test_metrics_reach_tensorboard_trackio_and_wandb(tiny_folder, persona_file, 
         "disable_tqdm": True,
         "env": {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "TRACKIO_DIR": str(tmp_path / "trackio")},
     }
-    for name in settings["env"]:
-        monkeypatch.setenv(name, "")  # so that what the run sets is undone afterwards
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(settings))
-    assert run("train", "--config", "job.yaml") == 0
+    arguments = [sys.executable, "-m", "foretune", "train", "--config", "job.yaml"]
+    ended = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)  # trackers read their folders once
+    assert ended.returncode == 0, ended.stderr
     (events,) = tmp_path.glob("**/events.out.tfevents.*")
     accumulator = EventAccumulator(str(events))
     accumulator.Reload()

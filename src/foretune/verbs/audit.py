@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from foretune.dynamics.curves import ALL
 from foretune.errors import UserError
 from foretune.features.probes import Probes, probe
 from foretune.features.store import ShardStore
@@ -49,6 +50,10 @@ def audit(job: Job | None = None, *, progress: Progress | None = None, **argumen
 
 def audit_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     """The same with data and model in memory; does nothing where the run folder has this audit already."""
+    if ALL in prepared.behaviour_of:
+        raise UserError(
+            f"a behaviour is called '{ALL}', which stands for all behaviours together: rename it in the data."
+        )
     watch, job, run = Stopwatch(), prepared.job, prepared.job.run
     key = audit_key(prepared)
     if run.stage_key("audit") == key:
