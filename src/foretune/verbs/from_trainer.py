@@ -10,6 +10,7 @@ from foretune.errors import UserError
 from foretune.models.encoding import EncodedPair
 from foretune.models.head import causal_model
 from foretune.models.load import LoadedModel
+from foretune.training.trainer import PreferenceTrainer
 from foretune.verbs.job import ForetuneArguments, Job
 from foretune.verbs.prepare import Prepared
 
@@ -18,7 +19,7 @@ def prepared_from_trainer(trainer: DPOTrainer, **ours: Any) -> Prepared:
     """Take data, model and arguments from `trainer`; keywords are foretune's own arguments.
 
     Raises:
-        UserError: streaming data, a trainer past its first step, or several evaluation sets of one name.
+        UserError: a trainer past its first step, or one with several evaluation sets.
     """
     if trainer.state.global_step:
         raise UserError(
@@ -32,14 +33,15 @@ def prepared_from_trainer(trainer: DPOTrainer, **ours: Any) -> Prepared:
         evaluation = next(iter(evaluation.values()))
     sets = {"train": trainer.train_dataset, "test": evaluation}
     column = arguments.behaviour_column or next(
-        (name for name in BEHAVIOUR_COLUMNS if name in (trainer.train_dataset.column_names or [])),
-        None,  # pyright: ignore
+        (name for name in BEHAVIOUR_COLUMNS if name in (trainer.train_dataset.column_names or [])), None
     )
+    # TRL's own trainer drops a weight column
+    weight = arguments.weight_column if isinstance(trainer, PreferenceTrainer) else None
     pairs = [
         pair
         for split, rows in sets.items()
         if rows is not None
-        for pair in _encoded(rows, split, column, arguments.weight_column, trainer.args.max_length)
+        for pair in _encoded(rows, split, column, weight, trainer.args.max_length)
     ]
     behaviours = sorted({pair.behaviour for pair in pairs})
     counts = [
@@ -59,14 +61,9 @@ def prepared_from_trainer(trainer: DPOTrainer, **ours: Any) -> Prepared:
         explicit={**_changed(trainer.args), "model_name_or_path": name, **ours},
         replayable=False,
     )
-    loaded = LoadedModel(trainer.model.eval(), trainer.processing_class, name, name, None)  # pyright: ignore
-    return Prepared(
-        job,
-        PreferenceData(_texts(sets["train"], pairs, "train"), _texts(sets["test"], pairs, "test"), info),
-        loaded,
-        pairs,
-        counts,
-    )  # pyright: ignore
+    loaded = LoadedModel(trainer.model.eval(), trainer.processing_class, name, name, None)
+    texts = {split: _texts(rows, pairs, split) for split, rows in sets.items()}
+    return Prepared(job, PreferenceData(texts["train"], texts["test"], info), loaded, pairs, counts)
 
 
 def _changed(arguments: Any) -> dict[str, Any]:
@@ -84,7 +81,9 @@ def _trainable(model: Any) -> str:
     return "unembedding" if len(names) == 1 and names[0] is head else "full"
 
 
-def _encoded(rows: Any, split: str, behaviour: str | None, weight: str, max_length: int | None) -> list[EncodedPair]:
+def _encoded(
+    rows: Any, split: str, behaviour: str | None, weight: str | None, max_length: int | None
+) -> list[EncodedPair]:
     pairs = []
     for index, row in enumerate(rows):
         room = None if max_length is None else max_length - len(row["prompt_ids"])
@@ -93,7 +92,7 @@ def _encoded(rows: Any, split: str, behaviour: str | None, weight: str, max_leng
                 row.get("pair_id", 2 * index + (split == "test")),
                 str(row[behaviour]) if behaviour else EVERYTHING,
                 split,
-                float(row.get(weight, 1.0)),
+                float(row.get(weight, 1.0)) if weight else 1.0,
                 row["prompt_ids"],
                 row["chosen_ids"][:room],
                 row["rejected_ids"][:room],

@@ -162,6 +162,7 @@ DEFAULTS: dict[str, Any] = {
     "save_steps": 0.25,  # short runs can be continued too
     "save_total_limit": 2,
     "report_to": ["none"],
+    "disable_tqdm": False,  # else it follows the verbosity of transformers, which the command line lowers
 }
 
 
