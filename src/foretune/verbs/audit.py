@@ -10,7 +10,6 @@ from foretune.features.probes import Probes, probe
 from foretune.features.store import ShardStore
 from foretune.features.unembedding import PairFeatures, measure_pairs, open_store
 from foretune.findings import Evidence, find_all
-from foretune.models.load import weights_hash
 from foretune.records import RunFolder
 from foretune.records.provenance import pairs_hash, sha256_of, versions
 from foretune.statistics.behaviours import (
@@ -102,8 +101,8 @@ def write_command(job: Job) -> None:
 
 def features_key(prepared: Prepared) -> str:
     """Everything the feature pass depends on."""
-    model = prepared.loaded.model
-    return sha256_of(weights_hash(model), str(model.dtype), pairs_hash(prepared.pairs), prepared.job.ours.sketch_dim)
+    dtype = str(prepared.loaded.model.dtype)
+    return sha256_of(prepared.weights_sha256, dtype, pairs_hash(prepared.pairs), prepared.job.ours.sketch_dim)
 
 
 def audit_key(prepared: Prepared) -> str:
@@ -224,7 +223,7 @@ def _provenance(prepared: Prepared) -> dict[str, Any]:
             "num_parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
             "dtype": str(loaded.model.dtype).removeprefix("torch."),
             "note": loaded.note,
-            "sha256": weights_hash(loaded.model),
+            "sha256": prepared.weights_sha256,
         },
         "tokenizer_sha256": tokenizer_hash(loaded),
         "template_sha256": template_hash(loaded),

@@ -9,7 +9,7 @@ from foretune.data.behaviours import EVERYTHING
 from foretune.errors import UserError
 from foretune.models.encoding import EncodedPair
 from foretune.models.head import causal_model
-from foretune.models.load import LoadedModel
+from foretune.models.load import LoadedModel, weights_hash
 from foretune.training.trainer import PreferenceTrainer
 from foretune.verbs.job import ForetuneArguments, Job
 from foretune.verbs.prepare import Prepared
@@ -62,8 +62,9 @@ def prepared_from_trainer(trainer: DPOTrainer, **ours: Any) -> Prepared:
         replayable=False,
     )
     loaded = LoadedModel(trainer.model.eval(), trainer.processing_class, name, name, None)
+    digest = weights_hash(trainer.model)
     texts = {split: _texts(rows, pairs, split) for split, rows in sets.items()}
-    return Prepared(job, PreferenceData(texts["train"], texts["test"], info), loaded, pairs, counts)
+    return Prepared(job, PreferenceData(texts["train"], texts["test"], info), loaded, pairs, counts, digest)
 
 
 def _changed(arguments: Any) -> dict[str, Any]:

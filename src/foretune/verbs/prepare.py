@@ -9,7 +9,7 @@ from datasets import Dataset
 from foretune.data import PreferenceData
 from foretune.errors import UserError
 from foretune.models.encoding import EncodedPair, encode
-from foretune.models.load import LoadedModel, load_model
+from foretune.models.load import LoadedModel, load_model, weights_hash
 from foretune.records.provenance import sha256_of
 from foretune.verbs.job import Job
 
@@ -23,6 +23,7 @@ class Prepared(NamedTuple):
         loaded: the reference model.
         pairs: encoded training pairs in their order, then the held-out ones.
         counts: the data's counts, completed by what encoding dropped and truncated.
+        weights_sha256: hash of the reference weights, taken once: every stage's key depends on it.
     """
 
     job: Job
@@ -30,6 +31,7 @@ class Prepared(NamedTuple):
     loaded: LoadedModel
     pairs: list[EncodedPair]
     counts: list[dict]
+    weights_sha256: str
 
     @property
     def behaviour_of(self) -> np.ndarray:
@@ -128,7 +130,7 @@ def prepare(job: Job) -> Prepared:
             f"no training pair is left: the prompts of all {len(data.train)} rows fill the {limit}"
             " tokens there are; raise --max_length or use a model with a longer context."
         )
-    return Prepared(job, data, loaded, pairs, counts)
+    return Prepared(job, data, loaded, pairs, counts, weights_hash(loaded.model))
 
 
 def template_hash(loaded: LoadedModel) -> str:
