@@ -4,8 +4,11 @@ import pytest
 import torch
 import transformers as tf
 
+from foretune.features.probes import probe
+from foretune.models import attention
 from foretune.models.batches import states_of, supports_packing, targets_of
 from foretune.models.encoding import EncodedPair
+from foretune.models.forward_pass import ForwardPass
 from foretune.models.head import head_of, untie_head
 from foretune.scores import log_probs_of_states, pair_scores
 
@@ -78,13 +81,59 @@ def test_scores_equal_one_plain_forward_pass_a_response(name):
             torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-5)
 
 
-def test_architectures_with_plain_attention_are_packed():
-    packed = {name for name in CONFIGS if supports_packing(make_model(name))}
-    assert {"llama", "qwen2", "qwen3", "phi3", "gpt2", "gpt_neox", "olmo2", "granite", "mixtral"} <= packed
-    assert not {"gemma2", "mistral"} & packed
+def with_beginnings(pairs: list[EncodedPair]) -> list[EncodedPair]:
+    """Some rows behind a common beginning, some behind a part of it, some behind another, some alone."""
+    long, other = list(range(5, 31)), [40, 41, 42, 43]
+    return [
+        pair._replace(prompt_ids=beginning + pair.prompt_ids)
+        for beginning in (long, long[:6], other, [])
+        for pair in pairs
+    ]
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("long_beginning", [0, 8])
+@torch.no_grad()
+def test_states_equal_those_of_separate_sequences_to_1e_5(name, long_beginning, monkeypatch):
+    monkeypatch.setattr(attention, "LONG_BEGINNING", long_beginning)
+    model, pairs = make_model(name), with_beginnings(make_pairs())
+    expected = ForwardPass(model, packed=False).states(pairs)
+    assert supports_packing(model)
+    for options in ({"share": False}, {"overhead": 0}, {"overhead": 0, "budget": 40}, {"overhead": 30}):
+        found = ForwardPass(model, **options).states(pairs)
+        torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mistral"])
+@torch.no_grad()
+def test_both_ways_of_attending_agree(name, monkeypatch):
+    model, pairs = make_model(name), with_beginnings(make_pairs())
+    found = []
+    for small in (0, 10**9):  # the fused kernel, products
+        monkeypatch.setattr(attention, "SMALL", small)
+        monkeypatch.setitem(attention.SCORES_AT_ONCE, "cpu", 500)
+        found.append(ForwardPass(model, overhead=0).states(pairs))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_model_without_transformers_attention_is_not_packed():
+    config = tf.BloomConfig(vocab_size=60, hidden_size=16, n_layer=2, n_head=2)
+    model, pairs = tf.AutoModelForCausalLM.from_config(config).eval(), make_pairs()
+    assert not supports_packing(model)
+    found = probe(model, pairs)
+    assert not found.packed and "twice as long" in found.notes[-1]
+
+
+@torch.no_grad()
+def test_the_usual_attention_is_back_after_a_pass():
+    model = make_model("qwen2")
+    before = model.config._attn_implementation
+    ForwardPass(model, overhead=0).states(make_pairs())
+    assert model.config._attn_implementation == before != attention.NAME
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mistral", "gpt2"])
 def test_gradients_flow_through_shared_prompts(name):
     model, pairs = make_model(name), make_pairs()
     gradients = []

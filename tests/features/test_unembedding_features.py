@@ -172,7 +172,7 @@ def test_a_damaged_or_foreign_shard_counts_as_missing(model, tmp_path, small_sha
     passes, handle = count_passes(model)
     again = measure_pairs(model, PAIRS, store, sketch_dim=16)
     handle.remove()
-    assert len(passes) == 1
+    assert len(passes) == 2  # the shard's rows, and the beginning that they share
     np.testing.assert_array_equal(again.sketch, first.sketch)
 
 

@@ -7,7 +7,9 @@ import torch
 
 from foretune.models.batches import supports_packing
 from foretune.models.encoding import EncodedPair
-from foretune.scores import pair_scores
+from foretune.models.forward_pass import ForwardPass
+from foretune.models.head import head_of
+from foretune.scores import score_pairs
 
 PROBE_PAIRS = 6
 # Largest harmless difference of a response's log-probability, in nats: rounding of either dtype on ordinary answers.
@@ -60,8 +62,9 @@ def probe(model: torch.nn.Module, pairs: Sequence[EncodedPair]) -> Probes:
 
 
 def _scores(model: torch.nn.Module, pairs: Sequence[EncodedPair], *, packed: bool) -> torch.Tensor:
-    # one batch, whatever the pairs' lengths
-    return torch.stack(pair_scores(model, pairs, packed=packed, budget=10**9))
+    # one batch, whatever the pairs' lengths, and every beginning that can be shared
+    forward = ForwardPass(model, packed=packed, budget=10**9, overhead=0)
+    return torch.stack(score_pairs(head_of(model), forward, pairs))
 
 
 def _difference(left: torch.Tensor, right: torch.Tensor) -> float:

@@ -4,6 +4,10 @@ The gradient of a margin with respect to the unembedding is a sum of outer produ
 large to keep a row of. TensorSketch (Pham & Pagh, KDD 2013) maps such a product to `dim` numbers: count sketches of r
 and of h, convolved by FFT. Inner products are unbiased; their standard deviation is at most about √(2/dim)·‖φ‖‖φ′‖ for
 generic vectors (2 % for 4096), √(6/dim) in the worst case, two products of rank one.
+
+Vocabulary entries are dealt to the buckets like cards: shuffled once, then one to each bucket in turn. Two of them
+share a bucket with probability at most 1/dim, as under independent hashes, so the bounds above hold; and with residuals
+in the shuffled order a count sketch is a plain sum of blocks.
 """
 
 import torch
@@ -12,6 +16,10 @@ from torch import Tensor
 
 class TensorSketch:
     """A fixed random linear map of vocabulary × hidden matrices to `dim` numbers.
+
+    Attributes:
+        order: the shuffled vocabulary: token ids, shape (vocabulary,).
+        place: where each token is in `order`, shape (vocabulary,).
 
     Args:
         vocabulary: rows of the matrices.
@@ -24,19 +32,24 @@ class TensorSketch:
         """Draw hashes and signs from `seed`, always on the CPU so that every device agrees."""
         generator = torch.Generator().manual_seed(seed)
         self.dim = dim
-        self._row_sign = _signs(vocabulary, generator).to(device)
+        self._sign = _signs(vocabulary, generator).to(device)
         self._column_sign = _signs(hidden, generator).to(device)
-        self._row_bucket = torch.randint(dim, (vocabulary,), generator=generator).to(device)
         self._column_bucket = torch.randint(dim, (hidden,), generator=generator).to(device)
+        self.order = torch.randperm(vocabulary, generator=generator).to(device)
+        self.place = torch.argsort(self.order)
 
     def rows(self, residuals: Tensor) -> Tensor:
-        """Count sketch of vocabulary vectors: (n, vocabulary) → (n, dim)."""
-        return _count_sketch(residuals, self._row_sign, self._row_bucket, self.dim)
+        """Count sketch of vocabulary vectors whose entries are in `order`: (n, vocabulary) → (n, dim)."""
+        signed = residuals * self._sign
+        whole = signed.shape[1] // self.dim * self.dim
+        sketch = signed[:, :whole].unflatten(1, (-1, self.dim)).sum(1)
+        sketch[:, : signed.shape[1] - whole] += signed[:, whole:]
+        return sketch
 
-    def one_hot_rows(self, tokens: Tensor, values: Tensor, owner: Tensor, count: int) -> Tensor:
-        """Count sketch of sparse vocabulary vectors: value i at token i of vector owner i; → (count, dim)."""
-        flat = owner * self.dim + self._row_bucket[tokens]
-        sketch = values.new_zeros(count * self.dim).index_add(0, flat, values * self._row_sign[tokens])
+    def one_hot_rows(self, places: Tensor, values: Tensor, owner: Tensor, count: int) -> Tensor:
+        """Count sketch of sparse vocabulary vectors: value i at place i of vector owner i; → (count, dim)."""
+        flat = owner * self.dim + places % self.dim
+        sketch = values.new_zeros(count * self.dim).index_add(0, flat, values * self._sign[places])
         return sketch.view(count, self.dim)
 
     def products(self, row_sketches: Tensor, states: Tensor, owner: Tensor, count: int) -> Tensor:

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from foretune.features.sketch import TensorSketch
 from foretune.features.store import ShardStore
-from foretune.models.batches import Targets, num_states, states_of, targets_of, token_batches
+from foretune.models.batches import Targets, num_states, targets_of
+from foretune.models.dtype import float32_products_of
 from foretune.models.encoding import EncodedPair
+from foretune.models.forward_pass import ForwardPass
 from foretune.models.head import Head, head_of
-from foretune.scores.log_probs import STATES_AT_ONCE, sum_by_response
+from foretune.scores.log_probs import states_at_once, sum_by_response
 
 PAIRS_PER_SHARD = 256
 
@@ -77,13 +79,14 @@ def measure_pairs(
         packed: compute each prompt once (see `foretune.models.batches`).
         progress: called with the number of pairs finished so far.
     """
-    head = head_of(model)
+    head, forward = head_of(model), ForwardPass(model, packed=packed)
     sketch = TensorSketch(*head.weight.shape, dim=sketch_dim, device=str(head.weight.device))
+    head = head.reordered(sketch.order)
     blocks = shard_ranges(len(pairs))
     store.discard_foreign(len(blocks))
     for index, (start, stop) in enumerate(blocks):
         if not store.has(index):
-            store.write(index, _measure_block(model, head, sketch, pairs[start:stop], packed))
+            store.write(index, _measure_block(forward, head, sketch, pairs[start:stop]))
         progress(stop)
     return read_features(store, len(pairs))
 
@@ -114,11 +117,12 @@ def open_store(run_folder: Path, key: str) -> ShardStore:
 
 @torch.no_grad()
 def _measure_block(
-    model: torch.nn.Module, head: Head, sketch: TensorSketch, pairs: Sequence[EncodedPair], packed: bool
+    forward: ForwardPass, head: Head, sketch: TensorSketch, pairs: Sequence[EncodedPair]
 ) -> dict[str, Tensor]:
-    states = _states_in_order(model, pairs, packed)
+    states = forward.states(pairs)
     targets = Targets(*(part.to(states.device) for part in targets_of(pairs)))
-    row_sketches, log_probs = _residuals(head, sketch, states, targets)
+    with float32_products_of(head.numbers):
+        row_sketches, log_probs = _residuals(head, sketch, states, targets)
     owner = _owner_of_states(pairs).to(states.device)
     scores = sum_by_response(log_probs, targets, len(pairs))
     chosen_mean, rejected_mean = _response_means(states.float(), pairs)
@@ -134,38 +138,28 @@ def _measure_block(
     return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
-def _states_in_order(model: torch.nn.Module, pairs: Sequence[EncodedPair], packed: bool) -> Tensor:
-    """Hidden states pair by pair in the given order, computed in batches of similar length."""
-    parts: list[Tensor] = [torch.empty(0)] * len(pairs)
-    for batch in token_batches(pairs):
-        members = [pairs[index] for index in batch]
-        found = states_of(model, members, packed=packed).split([num_states(pair) for pair in members])
-        for index, part in zip(batch, found, strict=True):
-            parts[index] = part
-    return torch.cat(parts)
-
-
 def _residuals(head: Head, sketch: TensorSketch, states: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
     """Count sketches of each state's signed residual Σ ±(e_y − p), and the log-probability of each target.
 
-    At the state that both responses start from, p cancels: chosen and rejected are scored on the same softmax.
+    The head's vocabulary is in the sketch's order. At the state that both responses start from, p cancels: chosen and
+    rejected are scored on the same softmax.
     """
-    token_logits = head.token_logits(states[targets.state], targets.token)
-    one_hot = sketch.one_hot_rows(
-        targets.token, targets.sign * _gradient_factor(head, token_logits), targets.state, len(states)
-    )
+    places = sketch.place[targets.token]
+    token_logits = head.token_logits(states[targets.state], places)
+    found = sketch.one_hot_rows(places, targets.sign * _gradient_factor(head, token_logits), targets.state, len(states))
     softmax_count = states.new_zeros(len(states), dtype=torch.float32).index_add(0, targets.state, targets.sign)
     normaliser = torch.empty(len(states), device=states.device)
-    for start in range(0, len(states), STATES_AT_ONCE):
-        chunk = slice(start, start + STATES_AT_ONCE)
+    for start in range(0, len(states), step := states_at_once(head)):
+        chunk = slice(start, start + step)
         logits = head.logits(states[chunk])
-        normaliser[chunk] = torch.logsumexp(logits, -1)
-        needed = softmax_count[chunk] != 0
-        probabilities = torch.exp(logits[needed] - normaliser[chunk][needed, None])
-        weighted = probabilities * _gradient_factor(head, logits[needed])
-        rows = torch.arange(start, start + len(logits), device=states.device)[needed]
-        one_hot[rows] -= softmax_count[rows, None] * sketch.rows(weighted)
-    return one_hot, token_logits - normaliser[targets.state]
+        factor = None if head.softcap is None else _gradient_factor(head, logits)
+        largest = logits.amax(-1, keepdim=True)
+        powers = logits.sub_(largest).exp_()
+        total = powers.sum(-1, keepdim=True)
+        normaliser[chunk] = (largest + total.log())[:, 0]
+        softmax = powers.mul_(softmax_count[chunk, None] / total).mul_(head.scale if factor is None else factor)
+        found[chunk] -= sketch.rows(softmax)
+    return found, token_logits - normaliser[targets.state]
 
 
 def _gradient_factor(head: Head, logits: Tensor) -> Tensor:

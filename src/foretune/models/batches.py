@@ -57,9 +57,15 @@ def targets_of(pairs: Sequence[EncodedPair]) -> Targets:
     return Targets(torch.tensor(state), torch.tensor(token), torch.tensor(owner), torch.tensor(sign))
 
 
-def token_batches(pairs: Sequence[EncodedPair], *, budget: int = 2048) -> Iterator[list[int]]:
-    """Indices of `pairs` in batches of similar length, each of at most `budget` tokens with its padding."""
-    lengths = [packed_length(pair) for pair in pairs]
+def token_batches(pairs: Sequence[EncodedPair], *, budget: int = 2048, shared: int = 0) -> Iterator[list[int]]:
+    """Indices of `pairs` in batches of similar length, each of at most `budget` tokens with its padding.
+
+    Args:
+        pairs: any number.
+        budget: tokens of a batch; a longer pair is a batch of its own.
+        shared: tokens at the beginning of each pair that are not computed with it.
+    """
+    lengths = [packed_length(pair) - shared for pair in pairs]
     batch: list[int] = []
     for index in sorted(range(len(pairs)), key=lambda i: (-lengths[i], i)):
         if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
@@ -75,53 +81,79 @@ def packed_length(pair: EncodedPair) -> int:
     return len(pair.prompt_ids) + num_states(pair) - 1
 
 
-def states_of(model: torch.nn.Module, pairs: Sequence[EncodedPair], *, packed: bool = True) -> Tensor:
+def states_of(model: torch.nn.Module, pairs: Sequence[EncodedPair], *, packed: bool = True, shared: int = 0) -> Tensor:
     """Final hidden states that predict the response tokens, shape (Σ num_states, hidden), pair by pair.
 
     Args:
         model: a causal language model, plain or with PEFT adapters.
         pairs: one batch; it is padded to its longest member.
         packed: compute the prompt once (False: two separate sequences a pair, the slow way).
+        shared: tokens at the beginning of all pairs that an active `Beginning` stands for (packed only).
     """
-    assert all(pair.prompt_ids for pair in pairs), "a response needs a prompt token that predicts it"
-    return (_packed_states if packed else _separate_states)(model, pairs)
+    assert all(len(pair.prompt_ids) > shared for pair in pairs), "a response needs a prompt token that predicts it"
+    return _packed_states(model, pairs, shared) if packed else _separate_states(model, pairs)
 
 
 def supports_packing(model: torch.nn.Module) -> bool:
     """Whether the architecture is known to take a four-dimensional mask; the probe on real rows has the last word."""
     inner = causal_model(model)
     config = inner.config.get_text_config()
-    mixes_windows = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    recurrent = getattr(config, "model_type", "") in {"mamba", "mamba2", "rwkv", "falcon_mamba", "recurrent_gemma"}
-    return config._attn_implementation in {"sdpa", "eager"} and not mixes_windows and not recurrent
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    takes_masks = config._attn_implementation in {"sdpa", "eager", "foretune_tree"}
+    return takes_masks and inner._supports_attention_backend and kinds <= {"full_attention", "sliding_attention"}
 
 
-def _packed_states(model: torch.nn.Module, pairs: Sequence[EncodedPair]) -> Tensor:
+def _packed_states(model: torch.nn.Module, pairs: Sequence[EncodedPair], shared: int) -> Tensor:
     device = next(model.parameters()).device
-    length = max(packed_length(pair) for pair in pairs)
+    length = max(packed_length(pair) for pair in pairs) - shared
     ids = torch.zeros(len(pairs), length, dtype=torch.long)
     positions = torch.zeros(len(pairs), length, dtype=torch.long)
     visible = torch.tril(torch.ones(length, length, dtype=torch.bool)).repeat(len(pairs), 1, 1)
     where: list[Tensor] = []
     for row, pair in enumerate(pairs):
-        prompt, chosen, rejected = pair.prompt_ids, pair.chosen_ids[:-1], pair.rejected_ids[:-1]
+        prompt, chosen, rejected = pair.prompt_ids[shared:], pair.chosen_ids[:-1], pair.rejected_ids[:-1]
         tokens = prompt + chosen + rejected
         start, second = len(prompt), len(prompt) + len(chosen)
         ids[row, : len(tokens)] = torch.tensor(tokens)
-        positions[row, : len(tokens)] = torch.tensor([*range(second), *range(start, start + len(rejected))])
+        positions[row, : len(tokens)] = torch.tensor([*range(second), *range(start, start + len(rejected))]) + shared
         visible[row, second:, start:second] = False
         # the padding sees itself alone, so that its softmax is defined; nothing sees it
         visible[row, len(tokens) :, : len(tokens)] = False
         where.append(torch.arange(start - 1, len(tokens)) + row * length)
-    dtype = next(model.parameters()).dtype
-    mask = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+    mask = _masks(model, visible.to(device), positions.to(device), shared)
     output = trunk(model)(
-        input_ids=ids.to(device),
-        attention_mask=mask[:, None].to(device),
-        position_ids=positions.to(device),
-        use_cache=False,
+        input_ids=ids.to(device), attention_mask=mask, position_ids=positions.to(device), use_cache=False
     ).last_hidden_state
     return output.flatten(0, 1)[torch.cat(where).to(device)]
+
+
+def _masks(model: torch.nn.Module, visible: Tensor, positions: Tensor, shared: int) -> Tensor | dict[str, Tensor]:
+    """The additive masks of one batch, one for each kind of layer where a model has several kinds.
+
+    Args:
+        model: whose windows and dtype are needed.
+        visible: which own tokens see which, shape (rows, tokens, tokens).
+        positions: of the own tokens, shape (rows, tokens).
+        shared: how many tokens the beginning has; all see it.
+    """
+    config = causal_model(model).config.get_text_config()
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    kinds = set(getattr(config, "layer_types", None) or [])
+    sees = torch.nn.functional.pad(visible, (shared, 0), value=True)
+    found = {"full_attention": _additive(sees, next(model.parameters()).dtype)}
+    if window is not None:
+        before = torch.arange(shared, device=positions.device).expand(len(positions), -1)
+        distance = positions[:, :, None] - torch.cat([before, positions], 1)[:, None, :]
+        found["sliding_attention"] = _additive(sees & (distance < window), next(model.parameters()).dtype)
+    if len(kinds) > 1:
+        return {kind: found[kind] for kind in kinds}
+    return found[next(iter(kinds), "sliding_attention" if window is not None else "full_attention")]
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
+        ~visible, torch.finfo(dtype).min
+    )[:, None]
 
 
 def _separate_states(model: torch.nn.Module, pairs: Sequence[EncodedPair]) -> Tensor:

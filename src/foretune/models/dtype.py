@@ -1,6 +1,8 @@
 """Choose between float32 and bfloat16 by measuring, not by assuming."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -26,6 +28,25 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where matrix products in it are clearly faster on `device`, else float32."""
     gain = matmul_seconds(torch.float32, device) / matmul_seconds(torch.bfloat16, device)
     return torch.bfloat16 if gain >= WORTHWHILE_SPEED_UP else torch.float32
+
+
+@contextmanager
+def float32_products_of(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, float32 matrix products may treat their factors as `dtype` if it is bfloat16; they add in float32.
+
+    So factors that are bfloat16 numbers already are multiplied exactly, several times as fast: on CPUs by oneDNN's
+    bfloat16 products, on CUDA devices by TF32, which holds bfloat16 numbers.
+    """
+    if dtype != torch.bfloat16:
+        yield
+        return
+    mkldnn, cuda = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    before = mkldnn.fp32_precision, cuda.fp32_precision
+    mkldnn.fp32_precision, cuda.fp32_precision = "bf16", "tf32"
+    try:
+        yield
+    finally:
+        mkldnn.fp32_precision, cuda.fp32_precision = before
 
 
 def _synchronise(device: torch.device) -> None:

@@ -15,12 +15,18 @@ class Head(NamedTuple):
         bias: b, shape (vocabulary,), or None.
         scale: multiplier of the logits (Cohere's logit_scale, the inverse of Granite's logits_scaling).
         softcap: Gemma 2's final soft-capping c: logits → c·tanh(logits/c); None for all others.
+        numbers: the dtype whose numbers `weight` holds: bfloat16 ones keep being exact in cheaper products.
     """
 
     weight: Tensor
     bias: Tensor | None
     scale: float
     softcap: float | None
+    numbers: torch.dtype = torch.float32
+
+    def reordered(self, order: Tensor) -> "Head":
+        """The same with the vocabulary in another order."""
+        return self._replace(weight=self.weight[order], bias=None if self.bias is None else self.bias[order])
 
     def logits(self, states: Tensor) -> Tensor:
         """Logits in the dtype of `weight`; states (n, hidden) → (n, vocabulary)."""
@@ -58,6 +64,7 @@ def head_of(model: torch.nn.Module, *, live: bool = False) -> Head:
     if scale is None:
         scale = 1.0 / scaling if (scaling := getattr(config, "logits_scaling", None)) else 1.0
     weight, bias = layer.weight, getattr(layer, "bias", None)
+    numbers = weight.dtype
     if not live:
         weight, bias = weight.detach().float(), None if bias is None else bias.detach().float()
     return Head(
@@ -65,6 +72,7 @@ def head_of(model: torch.nn.Module, *, live: bool = False) -> Head:
         bias,
         float(scale),
         getattr(config, "final_logit_softcapping", None),
+        numbers,
     )
 
 

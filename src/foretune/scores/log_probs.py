@@ -6,12 +6,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from foretune.models.batches import Targets, states_of, targets_of, token_batches
+from foretune.models.batches import Targets, targets_of
+from foretune.models.dtype import float32_products_of
 from foretune.models.encoding import EncodedPair
+from foretune.models.forward_pass import ForwardPass
 from foretune.models.head import Head, head_of
 
-# Rows of logits that exist at any one time: 256 × 50,000 × 4 bytes = 50 MB.
-STATES_AT_ONCE = 256
+# Logits that exist at any one time (16 MB on a CPU: larger blocks would be fetched from the system again and again).
+LOGITS_AT_ONCE = {"cpu": 2**22}
+LOGITS_AT_ONCE_OF_OTHERS = 2**28
+# Pairs whose hidden states exist at any one time.
+PAIRS_AT_ONCE = 256
 
 
 class PairScores(NamedTuple):
@@ -33,9 +38,16 @@ def log_probs_of_states(head: Head, states: Tensor, targets: Targets, num_pairs:
     Returns:
         float32 scores; differentiable in the head's weights and in `states`.
     """
-    normaliser = torch.cat([torch.logsumexp(head.logits(chunk), -1) for chunk in states.split(STATES_AT_ONCE)])
+    with float32_products_of(head.numbers):
+        chunks = states.split(states_at_once(head))
+        normaliser = torch.cat([torch.logsumexp(head.logits(chunk), -1) for chunk in chunks])
     scored = head.token_logits(states[targets.state], targets.token) - normaliser[targets.state]
     return sum_by_response(scored, targets, num_pairs)
+
+
+def states_at_once(head: Head) -> int:
+    """How many hidden states are turned into logits at a time."""
+    return max(1, LOGITS_AT_ONCE.get(head.weight.device.type, LOGITS_AT_ONCE_OF_OTHERS) // len(head.weight))
 
 
 def sum_by_response(scored: Tensor, targets: Targets, num_pairs: int) -> PairScores:
@@ -49,20 +61,30 @@ def sum_by_response(scored: Tensor, targets: Targets, num_pairs: int) -> PairSco
 
 @torch.no_grad()
 def pair_scores(
-    model: torch.nn.Module, pairs: Sequence[EncodedPair], *, packed: bool = True, budget: int = 2048
+    model: torch.nn.Module, pairs: Sequence[EncodedPair], *, packed: bool = True, budget: int | None = None
 ) -> PairScores:
-    """Score any number of pairs with a model, on its device, in batches of at most `budget` tokens.
+    """Score any number of pairs with a model, on its device.
+
+    Args:
+        model: a causal language model.
+        pairs: in any order.
+        packed: compute prompts, and beginnings that prompts share, once.
+        budget: tokens of a batch; None: what suits the device.
 
     Returns:
         float64 scores on the CPU, in the order of `pairs`.
     """
-    head = head_of(model)
-    device = head.weight.device
-    chosen, rejected = torch.zeros(2, len(pairs), dtype=torch.float64)
-    for batch in token_batches(pairs, budget=budget):
-        members = [pairs[index] for index in batch]
-        targets = Targets(*(part.to(device) for part in targets_of(members)))
-        scores = log_probs_of_states(head, states_of(model, members, packed=packed), targets, len(members))
-        chosen[batch] = scores.chosen.double().cpu()
-        rejected[batch] = scores.rejected.double().cpu()
-    return PairScores(chosen, rejected)
+    head, forward = head_of(model), ForwardPass(model, packed=packed, budget=budget)
+    return score_pairs(head, forward, pairs)
+
+
+@torch.no_grad()
+def score_pairs(head: Head, forward: ForwardPass, pairs: Sequence[EncodedPair]) -> PairScores:
+    """The same with a pass that is already open."""
+    parts = []
+    for start in range(0, len(pairs), PAIRS_AT_ONCE):
+        block = pairs[start : start + PAIRS_AT_ONCE]
+        targets = Targets(*(part.to(head.weight.device) for part in targets_of(block)))
+        scores = log_probs_of_states(head, forward.states(block), targets, len(block))
+        parts.append([side.double().cpu() for side in scores])
+    return PairScores(*(torch.cat(side) for side in zip(*parts, strict=True)))

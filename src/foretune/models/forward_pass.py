@@ -1,0 +1,94 @@
+"""Forward passes over many pairs, without gradients: no token is computed twice and nearly none is padding."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from foretune.models.attention import Beginning, tree_attention_of
+from foretune.models.batches import num_states, states_of, supports_packing, token_batches
+from foretune.models.beginnings import group_by_beginning
+from foretune.models.dtype import float32_products_of
+from foretune.models.encoding import EncodedPair
+from foretune.models.head import trunk
+
+# Tokens of a batch: few enough on a CPU that activations stay in its cache, enough on a GPU to fill it.
+BUDGET = {"cpu": 1024}
+BUDGET_OF_OTHERS = 16384
+# What one more batch costs, in tokens: on a CPU small products are a little slower, on a GPU its launches take as long.
+OVERHEAD = {"cpu": 64}
+OVERHEAD_OF_OTHERS = 4096
+# Tokens whose keys and values are kept for rows to come.
+KEPT_TOKENS = 8192
+
+
+class ForwardPass:
+    """Hidden states of any number of pairs from one model whose weights do not change meanwhile.
+
+    The prompt is computed once a pair, and a beginning that many prompts share (a template, a system prompt, a whole
+    prompt with several pairs of responses) once for the whole pass.
+
+    Args:
+        model: a causal language model, on any device.
+        packed: compute prompts once a pair (False: separate sequences and no shared beginnings, the slow way).
+        share: compute common beginnings once (needs `packed`).
+        budget: tokens of a batch with its padding; None: what suits the device.
+        overhead: tokens that a shared beginning must save to be worth a batch of its own; None: what suits the device.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        packed: bool = True,
+        share: bool = True,
+        budget: int | None = None,
+        overhead: int | None = None,
+    ) -> None:
+        """Nothing is computed yet."""
+        self.device = next(model.parameters()).device
+        self._model, self._packed = model, packed
+        self._share = share and packed and supports_packing(model)
+        self._budget = budget or BUDGET.get(self.device.type, BUDGET_OF_OTHERS)
+        self._overhead = OVERHEAD.get(self.device.type, OVERHEAD_OF_OTHERS) if overhead is None else overhead
+        self._beginnings: dict[tuple[int, ...], Beginning] = {}
+
+    @torch.no_grad()
+    def states(self, pairs: Sequence[EncodedPair]) -> Tensor:
+        """Final hidden states that predict response tokens, shape (Σ num_states, hidden), in the order of `pairs`."""
+        parts: list[Tensor] = [torch.empty(0)] * len(pairs)
+        if not self._share:
+            self._compute(pairs, range(len(pairs)), 0, parts)
+            return torch.cat(parts)
+        with tree_attention_of(self._model), float32_products_of(next(self._model.parameters()).dtype):
+            for length, members in group_by_beginning(pairs, overhead=self._overhead):
+                if length == 0:
+                    self._compute(pairs, members, 0, parts)
+                    continue
+                with self._beginning(pairs[members[0]].prompt_ids[:length]).seen():
+                    self._compute(pairs, members, length, parts)
+        return torch.cat(parts)
+
+    def _compute(self, pairs: Sequence[EncodedPair], members: Sequence[int], shared: int, parts: list[Tensor]) -> None:
+        group = [pairs[index] for index in members]
+        for batch in token_batches(group, budget=self._budget, shared=shared):
+            rows = [group[place] for place in batch]
+            found = states_of(self._model, rows, packed=self._packed, shared=shared)
+            for place, part in zip(batch, found.split([num_states(pair) for pair in rows]), strict=True):
+                parts[members[place]] = part
+
+    def _beginning(self, tokens: list[int]) -> Beginning:
+        """The beginning's keys and values: kept ones, or computed; the longest unused are forgotten first."""
+        key = tuple(tokens)
+        kept = self._beginnings.pop(key, None) or self._computed(tokens)
+        self._beginnings[key] = kept
+        while len(self._beginnings) > 1 and sum(map(len, self._beginnings)) > KEPT_TOKENS:
+            del self._beginnings[next(iter(self._beginnings))]
+        return kept
+
+    def _computed(self, tokens: list[int]) -> Beginning:
+        beginning = Beginning(len(tokens))
+        ids = torch.tensor([tokens], device=self.device)
+        with beginning.recorded():
+            trunk(self._model)(input_ids=ids, use_cache=False)
+        return beginning
