@@ -1,5 +1,7 @@
 """Scores and states are right for every architecture: packed, padded and alone."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import transformers as tf
@@ -133,17 +135,19 @@ def test_the_usual_attention_is_back_after_a_pass():
     assert model.config._attn_implementation == before != attention.NAME
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "mistral", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mistral", "gpt2", "mixtral"])
 def test_gradients_flow_through_shared_prompts(name):
     model, pairs = make_model(name), make_pairs()
     gradients = []
-    for packed in {False, supports_packing(model)}:
+    for packed, attention_of in ((False, nullcontext), (True, nullcontext), (True, attention.tree_attention_of)):
         model.zero_grad()
-        states = states_of(model, pairs, packed=packed)
+        with attention_of(model):
+            states = states_of(model, pairs, packed=packed)
         scores = log_probs_of_states(head_of(model, live=True), states, targets_of(pairs), len(pairs))
         (scores.chosen - scores.rejected).sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-    torch.testing.assert_close(gradients[0], gradients[-1], atol=1e-3, rtol=1e-3)
+    for packed in gradients[1:]:
+        torch.testing.assert_close(packed, gradients[0], atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()

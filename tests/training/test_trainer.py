@@ -93,6 +93,25 @@ def test_wpo_weighting_and_accumulation_pass_through(tiny_folder, rows, tmp_path
     np.testing.assert_allclose(losses(ours), losses(theirs), atol=2e-5)
 
 
+def test_recomputed_passes_are_the_same(tiny_folder, rows, tmp_path):
+    found = []
+    for checkpointing in (False, True):
+        args = config(tmp_path / str(checkpointing), gradient_checkpointing=checkpointing)
+        found.append(losses(build(PreferenceTrainer, tiny_folder, rows.train, args)))
+    np.testing.assert_allclose(*found, atol=1e-6)
+
+
+def test_references_are_computed_once_where_the_run_sees_every_row(tiny_folder, rows, tmp_path):
+    steps = len(rows.train) // config(tmp_path).per_device_train_batch_size
+    for max_steps, once in ((steps + 1, True), (1, False), (-1, True)):
+        args = config(tmp_path, max_steps=max_steps)
+        trainer = build(PreferenceTrainer, tiny_folder, rows.train, args)
+        assert trainer.precompute_ref_logps == once
+        assert not args.precompute_ref_log_probs
+        kept = build(PreferenceTrainer, tiny_folder, rows.train, args, share_prompts=False)
+        assert not kept.precompute_ref_logps
+
+
 def test_trls_own_head_is_kept_on_request(tiny_folder, rows, tmp_path):
     trainer = build(PreferenceTrainer, tiny_folder, rows.train, config(tmp_path), share_prompts=False)
     assert not hasattr(trainer.model, "_scores_shared_prompts")

@@ -1,14 +1,15 @@
 """Attention over packed trees of tokens, registered with transformers as "foretune_tree".
 
-It adds to transformers' own functions what a forward pass over many rows with a common beginning needs: keys and values
-of the beginning are computed once, kept, and seen by every row. Soft-capping (Gemma 2) works. Sliding windows and the
-tree itself are in the mask, which the caller gives (`foretune.models.batches`).
+It adds two things to transformers' own functions. Tokens of many pairs come in one line, without padding, and are
+spread to a grid of rows for attention alone. And a beginning that rows have in common is computed once: its keys and
+values are kept and seen by every row. Soft-capping (Gemma 2) works. Sliding windows and the tree itself are in the
+mask, which the caller gives (`foretune.models.batches`).
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,56 @@ LONG_BEGINNING = 8
 # Scores that exist at any one time: they stay in a CPU's cache; on other devices memory is the limit.
 SCORES_AT_ONCE = {"cpu": 2**19}
 SCORES_AT_ONCE_OF_OTHERS = 2**28
+
+
+class Layout(NamedTuple):
+    """Where tokens that come in one line belong in a grid of padded rows.
+
+    Attributes:
+        rows: of the grid.
+        length: of a row.
+        place: each token's place in the flattened grid, shape (tokens,), no two alike.
+    """
+
+    rows: int
+    length: int
+    place: Tensor
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(1, heads, tokens, dim) → (rows, heads, length, dim), zero at padding."""
+        line = values[0].transpose(0, 1)
+        return _Spread.apply(line, self.place, self.rows * self.length).unflatten(0, self[:2]).transpose(1, 2)  # pyright: ignore
+
+    def gather(self, values: Tensor) -> Tensor:
+        """(rows, length, …) → (1, tokens, …)."""
+        return _Gather.apply(values.flatten(0, 1), self.place)[None]  # pyright: ignore
+
+
+class _Spread(torch.autograd.Function):
+    """Places are unique, so both directions are plain copies (torch's own backward of indexing adds up)."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, place: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(place)
+        return values.new_zeros(count, *values.shape[1:]).index_copy_(0, place, values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (place,) = ctx.saved_tensors
+        return gradients[0].index_select(0, place), None, None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(place)
+        ctx.count = len(values)
+        return values.index_select(0, place)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (place,), (gradient,) = ctx.saved_tensors, gradients
+        return gradient.new_zeros(ctx.count, *gradient.shape[1:]).index_copy_(0, place, gradient), None
 
 
 class Beginning:
@@ -91,10 +142,17 @@ def tree_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers asks for it: query (rows, heads, tokens, dim) → (rows, tokens, heads, dim)."""
+    """Attention as transformers asks for it: query (rows, heads, tokens, dim) → (rows, tokens, heads, dim).
+
+    A mask with an attribute `grid` (a `Layout`) says that the tokens come in one line; it is of the grid, True where a
+    query sees a key. (The layout travels with the mask because a recomputed forward pass gets the same mask.)
+    """
     if kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
         raise NotImplementedError("attention sinks and position biases are not implemented")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    layout: Layout | None = getattr(attention_mask, "grid", None)
+    if layout is not None:
+        query, key, value = layout.spread(query), layout.spread(key), layout.spread(value)
     first = None
     if (active := _BEGINNING.get()) is not None:
         beginning, recording = active
@@ -109,8 +167,9 @@ def tree_attention(
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-        return output, None
-    return _by_products(query, key, value, attention_mask, first, scaling, dropout, softcap), None
+    else:
+        output = _by_products(query, key, value, attention_mask, first, scaling, dropout, softcap)
+    return output if layout is None else layout.gather(output), None
 
 
 def _products_are_faster(query: Tensor, key: Tensor, mask: Tensor | None) -> bool:
@@ -142,7 +201,9 @@ def _by_products(
             scores = torch.cat([_scores_of_one(asked, first[0]), scores], -1)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
-        if mask is not None:
+        if mask is not None and mask.dtype == torch.bool:
+            scores.masked_fill_(~mask[rows], torch.finfo(scores.dtype).min)
+        elif mask is not None:
             scores += mask[rows]
         weights = drop(torch.softmax(scores, -1), dropout)
         seen = _weighted(weights[..., length:], value[rows])

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from foretune.models.attention import NAME, Layout
 from foretune.models.encoding import EncodedPair
 from foretune.models.head import causal_model, trunk
 
@@ -99,7 +100,7 @@ def supports_packing(model: torch.nn.Module) -> bool:
     inner = causal_model(model)
     config = inner.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    takes_masks = config._attn_implementation in {"sdpa", "eager", "foretune_tree"}
+    takes_masks = config._attn_implementation in {"sdpa", "eager", NAME}
     return takes_masks and inner._supports_attention_backend and kinds <= {"full_attention", "sliding_attention"}
 
 
@@ -108,52 +109,62 @@ def _packed_states(model: torch.nn.Module, pairs: Sequence[EncodedPair], shared:
     length = max(packed_length(pair) for pair in pairs) - shared
     ids = torch.zeros(len(pairs), length, dtype=torch.long)
     positions = torch.zeros(len(pairs), length, dtype=torch.long)
+    real = torch.zeros(len(pairs), length, dtype=torch.bool)
+    scored = torch.zeros(len(pairs), length, dtype=torch.bool)
     visible = torch.tril(torch.ones(length, length, dtype=torch.bool)).repeat(len(pairs), 1, 1)
-    where: list[Tensor] = []
     for row, pair in enumerate(pairs):
         prompt, chosen, rejected = pair.prompt_ids[shared:], pair.chosen_ids[:-1], pair.rejected_ids[:-1]
         tokens = prompt + chosen + rejected
         start, second = len(prompt), len(prompt) + len(chosen)
         ids[row, : len(tokens)] = torch.tensor(tokens)
         positions[row, : len(tokens)] = torch.tensor([*range(second), *range(start, start + len(rejected))]) + shared
+        real[row, : len(tokens)] = True
+        scored[row, start - 1 : len(tokens)] = True
         visible[row, second:, start:second] = False
         # the padding sees itself alone, so that its softmax is defined; nothing sees it
         visible[row, len(tokens) :, : len(tokens)] = False
-        where.append(torch.arange(start - 1, len(tokens)) + row * length)
-    mask = _masks(model, visible.to(device), positions.to(device), shared)
+    masks = _masks(model, visible, positions, shared)
+    in_line = causal_model(model).config.get_text_config()._attn_implementation == NAME
+    if in_line:
+        layout = Layout(*real.shape, real.flatten().nonzero()[:, 0].to(device))
+        ids, positions, scored = ids[real][None], positions[real][None], scored[real][None]
+    else:
+        layout, dtype = None, next(model.parameters()).dtype
+        masks = {
+            kind: torch.zeros(m.shape, dtype=dtype).masked_fill_(~m, torch.finfo(dtype).min)
+            for kind, m in masks.items()
+        }
+    masks = {kind: mask.to(device) for kind, mask in masks.items()}
+    for mask in masks.values():
+        mask.grid = layout  # pyright: ignore
     output = trunk(model)(
-        input_ids=ids.to(device), attention_mask=mask, position_ids=positions.to(device), use_cache=False
+        input_ids=ids.to(device),
+        attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+        position_ids=positions.to(device),
+        use_cache=False,
     ).last_hidden_state
-    return output.flatten(0, 1)[torch.cat(where).to(device)]
+    return output[scored.to(device)]
 
 
-def _masks(model: torch.nn.Module, visible: Tensor, positions: Tensor, shared: int) -> Tensor | dict[str, Tensor]:
-    """The additive masks of one batch, one for each kind of layer where a model has several kinds.
+def _masks(model: torch.nn.Module, visible: Tensor, positions: Tensor, shared: int) -> dict[str, Tensor]:
+    """Which keys each query sees, for each kind of layer that the model has; shape (rows, 1, tokens, shared + tokens).
 
     Args:
-        model: whose windows and dtype are needed.
+        model: whose windows are needed.
         visible: which own tokens see which, shape (rows, tokens, tokens).
         positions: of the own tokens, shape (rows, tokens).
         shared: how many tokens the beginning has; all see it.
     """
     config = causal_model(model).config.get_text_config()
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    kinds = set(getattr(config, "layer_types", None) or [])
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"])
     sees = torch.nn.functional.pad(visible, (shared, 0), value=True)
-    found = {"full_attention": _additive(sees, next(model.parameters()).dtype)}
-    if window is not None:
-        before = torch.arange(shared, device=positions.device).expand(len(positions), -1)
+    found = {"full_attention": sees[:, None]}
+    if "sliding_attention" in kinds:
+        before = torch.arange(shared).expand(len(positions), -1)
         distance = positions[:, :, None] - torch.cat([before, positions], 1)[:, None, :]
-        found["sliding_attention"] = _additive(sees & (distance < window), next(model.parameters()).dtype)
-    if len(kinds) > 1:
-        return {kind: found[kind] for kind in kinds}
-    return found[next(iter(kinds), "sliding_attention" if window is not None else "full_attention")]
-
-
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
-        ~visible, torch.finfo(dtype).min
-    )[:, None]
+        found["sliding_attention"] = (sees & (distance < window))[:, None]
+    return {kind: found[kind] for kind in kinds}
 
 
 def _separate_states(model: torch.nn.Module, pairs: Sequence[EncodedPair]) -> Tensor:

@@ -15,12 +15,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
+from foretune.models import attention
 from foretune.models.batches import states_of, supports_packing, targets_of
 from foretune.models.encoding import EncodedPair
+from foretune.models.forward_pass import ForwardPass
 from foretune.models.head import Head, head_of
-
-# Rows of logits kept at any one time; the backward pass computes them again.
-STATES_AT_ONCE = 512
+from foretune.scores.log_probs import states_at_once
 
 
 def add_shared_prompt_head(model: PreTrainedModel, *, exact: bool = False, pack: bool = True) -> None:
@@ -33,43 +33,53 @@ def add_shared_prompt_head(model: PreTrainedModel, *, exact: bool = False, pack:
     """
     original = model.forward
     packed = pack and supports_packing(model)
+    if packed:
+        model.config.get_text_config()._attn_implementation = attention.NAME
 
-    def forward(self: PreTrainedModel, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:
+    def forward(
+        self: PreTrainedModel, *args: Any, fused_lm_head: bool = False, scores_only: bool = False, **kwargs: Any
+    ) -> Any:
         if not fused_lm_head:
             return original(*args, **kwargs)
         pairs = pairs_of_batch(kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"])
         if not all(pair.prompt_ids for pair in pairs):
             return original(*args, fused_lm_head=True, **kwargs)
-        return _score(self, pairs, kwargs["labels"], exact=exact, packed=packed)
+        return _score(self, pairs, kwargs["labels"], exact=exact, packed=packed, scores_only=scores_only)
 
     model.forward = types.MethodType(forward, model)
 
 
 def _score(
-    model: PreTrainedModel, pairs: list[EncodedPair], labels: Tensor, *, exact: bool, packed: bool
+    model: PreTrainedModel, pairs: list[EncodedPair], labels: Tensor, *, exact: bool, packed: bool, scores_only: bool
 ) -> FusedCausalLMOutput:
-    states = states_of(model, pairs, packed=packed)
+    if torch.is_grad_enabled():
+        states = states_of(model, pairs, packed=packed)
+    else:
+        states = ForwardPass(model, packed=packed).states(pairs)
     targets = targets_of(pairs)
     state, token = targets.state.to(states.device), targets.token.to(states.device)
     head = head_of(model, live=True)
+    step = states_at_once(head)
     with torch.autocast(states.device.type, enabled=False) if exact else nullcontext():
         parts = [
             checkpoint(
                 _token_scores,
                 head,
-                states[state[start : start + STATES_AT_ONCE]],
-                token[start : start + STATES_AT_ONCE],
+                states[state[start : start + step]],
+                token[start : start + step],
                 exact,
+                scores_only,
                 use_reentrant=False,
             )
-            for start in range(0, len(token), STATES_AT_ONCE)
+            for start in range(0, len(token), step)
         ]
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]  # pyright: ignore
     mask = labels[:, 1:] != -100
     # rows of the batch are all chosen, then all rejected; targets come pair by pair
     order = torch.argsort(targets.pair + len(pairs) * (targets.sign < 0), stable=True).to(states.device)
     grid = [column.new_zeros(mask.shape).masked_scatter(mask, column[order]) for column in columns]
-    log_probs, entropy, mean_logits, is_top1, log_sum_sq_probs = grid
+    log_probs, *metrics = grid
+    entropy, mean_logits, is_top1, log_sum_sq_probs = metrics or [None] * 4
     return FusedCausalLMOutput(
         loss=-log_probs.sum() / mask.sum().clamp(min=1),
         log_probs=log_probs,
@@ -82,8 +92,10 @@ def _score(
     )
 
 
-def _token_scores(head: Head, states: Tensor, token: Tensor, exact: bool) -> tuple[Tensor, ...]:
+def _token_scores(head: Head, states: Tensor, token: Tensor, exact: bool, scores_only: bool) -> tuple[Tensor, ...]:
     logits = head.logits(states.float() if exact else states).float()
+    if scores_only:
+        return (logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(-1),)
     log_probs = torch.log_softmax(logits, -1)
     with torch.no_grad():
         probabilities = log_probs.exp()

@@ -1,12 +1,15 @@
 """`PreferenceTrainer`: TRL's `DPOTrainer` that keeps behaviours and row weights."""
 
+import copy
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
-from trl import DPOTrainer
+from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from foretune.errors import UserError
@@ -16,6 +19,8 @@ from foretune.training.shared_prompt_head import add_shared_prompt_head
 
 NOT_SEPARABLE = {"aot", "aot_unpaired"}
 EXTRA_INPUTS = {"behaviour_id", "row_weight"}
+# Pairs of a batch of reference scores: the pass makes its own batches of them, and shares beginnings among them.
+REFERENCE_BATCH = 256
 
 
 class PreferenceTrainer(DPOTrainer):
@@ -30,9 +35,10 @@ class PreferenceTrainer(DPOTrainer):
     Args:
         exact_head: compute the output layer in float32 also under bf16 autocast (the default where it is what is
             trained: its updates are smaller than bf16's rounding).
-        share_prompts: compute each prompt once for both responses, and logits only where a response is scored: the
-            same numbers to rounding, several times as fast on short answers. Without effect on mixture-of-experts
-            models with a router loss and on prompt-learning adapters, where TRL's own way is kept.
+        share_prompts: compute each prompt once for both responses, logits only where a response is scored, and
+            reference log-probabilities once, before training, where the run sees every row (as TRL does with
+            `precompute_ref_log_probs`): the same numbers to rounding, several times as fast. False: TRL's own way,
+            which is also kept for mixture-of-experts models with a router loss and for prompt-learning adapters.
         behaviour_column: the column that names the behaviour, where present.
         weight_column: the column of row weights, where present.
     """
@@ -50,7 +56,10 @@ class PreferenceTrainer(DPOTrainer):
         self._columns = (behaviour_column, weight_column)
         self._head_options = (exact_head, share_prompts)
         self.behaviours: list[str] = []
-        super().__init__(*args, **kwargs)
+        given = inspect.signature(super().__init__).bind(*args, **kwargs).arguments
+        if share_prompts:
+            given["args"] = _references_once(given.get("args"), given.get("train_dataset"))
+        super().__init__(**given)
         self._mean_weight = _mean_weight(self.train_dataset, weight_column)
         if self._mean_weight != 1.0 and NOT_SEPARABLE & set(self.loss_types):
             raise UserError(
@@ -100,14 +109,18 @@ class PreferenceTrainer(DPOTrainer):
             self.behaviours += sorted(names - set(self.behaviours))
         return super()._prepare_dataset(dataset, *args, **kwargs)
 
-    def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """TRL's, scored as training will score (it is called at the end of TRL's constructor)."""
         self._replace_head()
-        return super()._precompute_ref_logps(*args, **kwargs)
+        shared = getattr(causal_model(self.model), "_scores_shared_prompts", False)
+        return super()._precompute_ref_logps(dataset, name, REFERENCE_BATCH if shared else batch_size)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
-        """TRL's, without the columns that no model takes."""
-        return super().compute_ref_log_probs(model, {key: inputs[key] for key in inputs if key not in EXTRA_INPUTS})
+        """TRL's, without the columns that no model takes, and without the metrics that it does not read."""
+        inputs = {key: inputs[key] for key in inputs if key not in EXTRA_INPUTS}
+        if getattr(causal_model(self.model), "_scores_shared_prompts", False):
+            inputs["scores_only"] = True
+        return super().compute_ref_log_probs(model, inputs)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         inputs = dict(inputs)
@@ -169,6 +182,24 @@ class PreferenceTrainer(DPOTrainer):
         wanted = self.control.should_log  # logging answers a wish to log; TRL's own of this step is still open
         super(DPOTrainer, self).log(dict(metrics))
         self.control.should_log = wanted
+
+
+def _references_once(config: DPOConfig | None, rows: Any) -> DPOConfig | None:
+    """The configuration, with reference scores precomputed where TRL can and the run sees every row at least once."""
+    if (
+        config is None
+        or not isinstance(rows, Dataset)
+        or config.sync_ref_model
+        or {"image", "images"} & {*rows.features}
+    ):
+        return config
+    rows_a_step = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
+    seen = config.max_steps * rows_a_step if config.max_steps > 0 else config.num_train_epochs * len(rows)
+    if seen < len(rows):
+        return config
+    config = copy.copy(config)
+    config.precompute_ref_log_probs = True
+    return config
 
 
 class _ScaleGradient(torch.autograd.Function):

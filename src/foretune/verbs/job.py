@@ -157,7 +157,6 @@ TYPES = (ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig, Foretune
 
 # Defaults that differ from TRL's, each for a reason.
 DEFAULTS: dict[str, Any] = {
-    "precompute_ref_log_probs": True,  # no second model in memory, one forward pass fewer a step
     "gradient_checkpointing": False,  # slower; turn on where memory is short
     "save_steps": 0.25,  # short runs can be continued too
     "save_total_limit": 2,
