@@ -96,7 +96,7 @@ def test_the_saved_model_is_the_trained_one(finished, tokenizer):
     texts = {row["pair_id"]: row for row in finished.read_table("pairs").to_pylist()}
     stored = finished.read_arrays("observed_pairs")
     rows = [{**texts[pair], "weight": 1.0} for pair in stored["pair_id"].tolist()]
-    scores = pair_scores(model, encode(rows, tokenizer, split="train", max_length=None).pairs)
+    scores = pair_scores(model, list(encode(rows, tokenizer, split="train", max_length=None)))
     reference = np.array([row["reference_margin"] for row in rows])
     np.testing.assert_allclose((scores.chosen - scores.rejected).numpy() - reference, stored["margins"][-1], atol=1e-3)
 
@@ -156,7 +156,7 @@ def test_forecast_of_a_built_trainer_equals_the_run(tiny_folder, persona_file, t
     from foretune.scores import pair_scores
 
     numbered = [{**row, "pair_id": index, "weight": 1.0} for index, row in enumerate(rows)]
-    pairs = encode(numbered, tokenizer, split="train", max_length=1024).pairs
+    pairs = list(encode(numbered, tokenizer, split="train", max_length=1024))
     start = pair_scores(AutoModelForCausalLM.from_pretrained(tiny_folder).eval(), pairs)
     end = pair_scores(trainer.model.eval(), pairs)
     margin = ((end.chosen - start.chosen) - (end.rejected - start.rejected)).mean()

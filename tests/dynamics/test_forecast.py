@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 from foretune.dynamics.forecast import ForecastProblem, forecast_run
 from foretune.dynamics.simulated_run import head_problem
-from foretune.models.batches import Targets
+from foretune.models.encoding import EncodedPair
 from foretune.models.head import Head
 from foretune.objectives import DPO
 from foretune.statistics.behaviours import yes_no_features
@@ -23,15 +23,9 @@ def make_problem(folder, *, alone=True, **changes):
     side = torch.from_numpy(np.where(answer == 0, 1.0, -1.0) * np.where(behaviour_of == "strong", 2.0, 0.5)).float()
     direction = torch.randn(2, 5, generator=generator)
     states = side[:, None] * direction[torch.arange(PAIRS) % 2] + 0.3 * torch.randn(PAIRS, 5, generator=generator)
-    number = torch.arange(PAIRS)
-    first = torch.from_numpy(np.where(answer == 0, YES, NO))
-    targets = Targets(
-        number.repeat_interleave(2),
-        torch.stack([first, YES + NO - first], 1).flatten(),
-        number.repeat_interleave(2),
-        torch.tensor([1.0, -1.0]).repeat(PAIRS),
-    )
-    head = head_problem(Head(torch.randn(12, 5, generator=generator), None, 1.0, None), states, targets, PAIRS)
+    first = np.where(answer == 0, YES, NO).tolist()
+    pairs = [EncodedPair(n, "b", "train", 1.0, [1], [ids], [YES + NO - ids], False) for n, ids in enumerate(first)]
+    head = head_problem(Head(torch.randn(12, 5, generator=generator), None, 1.0, None), states, pairs)
     settings = {
         "output_dir": str(folder),
         "use_cpu": True,
@@ -47,6 +41,7 @@ def make_problem(folder, *, alone=True, **changes):
         head=head,
         small_head=head if alone else None,
         features=yes_no_features(states.double().numpy(), answer),
+        pair_id=np.arange(PAIRS),
         behaviour_of=behaviour_of,
         split_of=np.array(["train"] * (PAIRS - 2) + ["test"] * 2),
         weights=np.ones(PAIRS),
