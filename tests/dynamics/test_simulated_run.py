@@ -6,7 +6,9 @@ import torch
 from tests.reference.unembedding import reference_batches, reference_head_run, reference_margin, reference_schedule
 from transformers import TrainingArguments
 
+from foretune.dynamics import simulated_run as module
 from foretune.dynamics.simulated_run import head_problem, simulate_run
+from foretune.features.store import ShardColumn, ShardStore
 from foretune.models.encoding import EncodedPair
 from foretune.models.head import Head
 from foretune.objectives import DPO, IPO, SLiC
@@ -243,3 +245,20 @@ def test_repeated_runs_are_the_same_and_leave_the_arguments_alone(tmp_path):
 def test_max_steps_wins_over_epochs(tmp_path):
     found = simulated(tmp_path, max_steps=7, per_device_train_batch_size=4)
     assert len(found.learning_rates) == 7 and found.steps[-1] == 7
+
+
+@pytest.mark.parametrize("mass", [1.0, 0.6])
+def test_states_read_from_the_disk_give_the_same_run(tmp_path, monkeypatch, mass):
+    head, states, encoded, _ = made = make_run(7, scale=2.0)
+    store, first = ShardStore(tmp_path / "features", "key"), [0]
+    for index, part in enumerate(states.split(7)):
+        store.write(index, {"states": part})
+        first.append(first[-1] + len(part))
+    monkeypatch.setattr(module, "LARGEST_STATES", 1)
+    monkeypatch.setattr(module, "PAIRS_AT_ONCE", 3)
+    column = ShardColumn(store, "states", np.array(first))
+    assert head_problem(head, column, encoded).states is column
+    settings = {"per_device_train_batch_size": 3, "optim": "adamw_torch", "mass": mass}
+    found = simulated(tmp_path, made=(head, column, encoded, None), **settings)
+    expected = simulated(tmp_path, made=made, **settings)
+    np.testing.assert_allclose(found.margins, expected.margins, atol=1e-5, rtol=1e-5)
