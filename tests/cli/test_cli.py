@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -243,6 +244,17 @@ def test_odd_behaviours_are_reported_not_fatal(tiny_folder, tmp_path, capsys):
     assert table["fine"]["distinguishability"] > 0
     kinds = {row["finding"] for row in load_run(out).read_table("findings").to_pylist()}
     assert {"one_class", "too_few", "data_empty", "data_too_long"} <= kinds
+
+
+def test_a_shard_damaged_after_the_audit_is_computed_again(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.path, folder, ignore=shutil.ignore_patterns("checkpoint-*", "observations"))
+    shard = folder / "features" / "states-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    stages = {name: stage for name, stage in finished.stages.items() if name == "audit"}
+    RunFolder(folder).update_record(stages=stages)
+    assert run("forecast", "--output_dir", str(folder)) == 0
+    assert load_run(folder).read_table("forecast").equals(finished.read_table("forecast"))
 
 
 def test_broken_weights_are_named(tiny_folder, persona_file, tmp_path, capsys):
