@@ -142,7 +142,6 @@ def main() -> None:
     parser.add_argument("--sketch_dim", type=int, default=4096)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/audit_memory.json"))
     given = parser.parse_args()
-    runs = json.loads(given.output.read_text())["runs"] if given.output.exists() else []
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
         write_model(model)
@@ -150,21 +149,25 @@ def main() -> None:
             for count in given.pairs:
                 run = audit(Path(scratch), model, count, behaviours, given.sketch_dim)
                 print(json.dumps(run))
-                key = (count, behaviours)
-                runs = [old for old in runs if (old["pairs"], old["behaviours"]) != key] + [run]
+                keep(given.output, run, given.sketch_dim)
+
+
+def keep(output: Path, run: dict, sketch_dim: int) -> None:
+    """Put a run among those kept, in place of an earlier one of the same size."""
+    runs = json.loads(output.read_text())["runs"] if output.exists() else []
+    runs = [old for old in runs if (old["pairs"], old["behaviours"]) != (run["pairs"], run["behaviours"])] + [run]
     runs.sort(key=lambda run: (-run["behaviours"], run["pairs"]))
     result = {
         "criterion": "peak of the largest within 10 % of the smallest",
         "growth": growth(runs),
         "runs": runs,
-        "sketch_dim": given.sketch_dim,
+        "sketch_dim": sketch_dim,
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "versions": versions(),
     }
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["growth"], indent=1))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def growth(runs: list[dict]) -> list[dict]:

@@ -185,7 +185,7 @@ def _limit(pairs: Splits, account: Account, *, limit: int, test_fraction: float,
 
 def _count_kept(pairs: Splits, account: Account) -> None:
     for split, group in pairs.items():
-        seen: set[bytes] = set()
+        seen: set[int] = set()
         for pair in group:
             account.add(pair.behaviour, split, "kept", *(["duplicates"] if pair.key in seen else []))
             seen.add(pair.key)

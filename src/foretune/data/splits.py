@@ -19,18 +19,16 @@ class Pair(NamedTuple):
         behaviour: its behaviour.
         weight: its weight.
         pair_id: a hash of behaviour, triple and how often that has occurred before.
-        prompt_key: equal exactly for equal prompts.
-        key: equal exactly for equal triples.
-        lot: a hash of prompt and seed, which decides what is held out.
+        prompt_key: a hash of prompt and seed, which decides what is held out.
+        key: a hash of the triple.
         answers: chosen and rejected; None where they are conversations or free text.
     """
 
     behaviour: str
     weight: float
     pair_id: int
-    prompt_key: bytes
-    key: bytes
-    lot: int
+    prompt_key: int
+    key: int
     answers: tuple[str, str] | None
 
 
@@ -44,18 +42,17 @@ class PairMaker:
     def __init__(self, seed: int) -> None:
         """Nothing has occurred yet."""
         self._seed = seed
-        self._seen: Counter[bytes] = Counter()
+        self._seen: dict[str, Counter[int]] = {}
         self._couples: dict[str, dict[tuple[str, str], tuple[str, str]] | None] = {}
 
     def pair(self, behaviour: str, triple: Triple, weight: float) -> Pair:
         """The next pair."""
-        prompt, whole = canonical(triple.prompt), canonical(list(triple))
-        key = _digest(whole)
-        occurrence = _digest(canonical([behaviour, key.hex()]))
-        pair_id = stable_hash(behaviour, whole, self._seen[occurrence])
-        self._seen[occurrence] += 1
-        lot, answers = stable_hash(self._seed, prompt), self._answers(behaviour, triple)
-        return Pair(behaviour, weight, pair_id, _digest(prompt), key, lot, answers)
+        whole, seen = canonical(list(triple)), self._seen.setdefault(behaviour, Counter())
+        key = stable_hash(whole)
+        pair_id = stable_hash(behaviour, whole, seen[key])
+        seen[key] += 1
+        prompt_key = stable_hash(self._seed, canonical(triple.prompt))
+        return Pair(behaviour, weight, pair_id, prompt_key, key, self._answers(behaviour, triple))
 
     def without_free_text(self, pairs: Iterable[Pair]) -> list[Pair]:
         """Forget the answers of behaviours that turned out to have more than a few different ones."""
@@ -87,11 +84,7 @@ def stable_hash(*parts: Any) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _digest(text: str) -> bytes:
-    return blake2b(text.encode("ascii"), digest_size=16).digest()
-
-
-def held_out_prompts(pairs: Sequence[Pair], *, test_fraction: float) -> set[bytes]:
+def held_out_prompts(pairs: Sequence[Pair], *, test_fraction: float) -> set[int]:
     """Choose the prompts (as prompt keys) to hold out, about `test_fraction` of each behaviour's.
 
     Behaviours are taken in sorted order; each holds out round(test_fraction * its number of prompts) of them, those
@@ -99,23 +92,19 @@ def held_out_prompts(pairs: Sequence[Pair], *, test_fraction: float) -> set[byte
     training; of a two-answer behaviour equally many that prefer each answer, so that training stays as balanced as the
     data. Never are all prompts held out, and the only prompt of a behaviour never is.
     """
-    prompts: dict[str, set[bytes]] = {}
-    examples: dict[tuple[str, bytes], Pair] = {}
-    rank = {}
-    for pair in sorted(pairs, key=lambda pair: canonical(pair.answers)):
-        prompts.setdefault(pair.behaviour, set()).add(pair.prompt_key)
-        examples.setdefault((pair.behaviour, pair.prompt_key), pair)
-        rank[pair.prompt_key] = (pair.lot, pair.prompt_key)
+    # the example of a prompt: the pair with the first answers
+    prompts: dict[str, dict[int, Pair]] = {}
+    for pair in sorted(pairs, key=lambda pair: canonical(pair.answers) if pair.answers else ""):
+        prompts.setdefault(pair.behaviour, {}).setdefault(pair.prompt_key, pair)
     # A behaviour with a single prompt would have nothing to learn from without it.
-    train = {next(iter(keys)) for keys in prompts.values() if len(keys) == 1}
-    test: set[bytes] = set()
+    train = {next(iter(examples)) for examples in prompts.values() if len(examples) == 1}
+    test: set[int] = set()
     for behaviour in sorted(prompts):
-        keys = prompts[behaviour]
-        wanted = min(round(test_fraction * len(keys)), len(keys) - 1)
-        free = sorted(keys - train - test, key=rank.__getitem__)
-        ranked = _balanced([examples[behaviour, key] for key in free])
-        test.update(pair.prompt_key for pair in ranked[: max(0, wanted - len(keys & test))])
-        train.update(keys - test)
+        examples = prompts.pop(behaviour)
+        wanted = min(round(test_fraction * len(examples)), len(examples) - 1)
+        ranked = _balanced([examples[key] for key in sorted(examples.keys() - train - test)])
+        test.update(pair.prompt_key for pair in ranked[: max(0, wanted - len(examples.keys() & test))])
+        train.update(examples.keys() - test)
     return test
 
 
