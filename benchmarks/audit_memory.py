@@ -80,6 +80,15 @@ def resident(pid: int) -> tuple[int, int] | None:
     return (found["Anonymous"], found["Rss"] - found["Anonymous"]) if "Rss" in found else None
 
 
+def highest(pid: int) -> int:
+    """The most that was ever resident of a process, in bytes, as the kernel counts it; 0 when it has gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+
+
 def audit(folder: Path, model: Path, count: int, behaviours: int, sketch_dim: int) -> dict:
     """Audit `count` pairs in a process and watch it."""
     data, out = folder / "pairs.jsonl", folder / f"run-{count}-{behaviours}"
@@ -88,13 +97,14 @@ def audit(folder: Path, model: Path, count: int, behaviours: int, sketch_dim: in
         *(sys.executable, "-m", "foretune", "audit", "--model_name_or_path", str(model), "--dtype", "float32"),
         *("--dataset_name", str(data), "--output_dir", str(out), "--sketch_dim", str(sketch_dim)),
     ]
-    start, samples = time.perf_counter(), []
+    start, samples, peak = time.perf_counter(), [], 0
     said = folder / "said.txt"
     with said.open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
         while process.poll() is None:
             if found := resident(process.pid):
                 samples.append((time.perf_counter() - start, _stage(out, said), *found))
+            peak = max(peak, highest(process.pid))
             time.sleep(0.1)
     assert process.returncode == 0, said.read_text()
     data.unlink()
@@ -102,6 +112,7 @@ def audit(folder: Path, model: Path, count: int, behaviours: int, sketch_dim: in
         "pairs": count,
         "behaviours": behaviours,
         "seconds": round(time.perf_counter() - start, 1),
+        "peak": peak,
         **_figures(samples),
     }
 
@@ -115,7 +126,7 @@ def _stage(out: Path, said: Path) -> str:
 
 
 def _figures(samples: list[tuple[float, str, int, int]]) -> dict:
-    """Peak and last resident memory, in bytes, over the process and in each stage."""
+    """Resident memory in bytes, as sampled: of the whole process at its end, and in each stage."""
     stages = {}
     for stage in dict.fromkeys(sample[1] for sample in samples):
         own = [sample for sample in samples if sample[1] == stage]
@@ -127,7 +138,6 @@ def _figures(samples: list[tuple[float, str, int, int]]) -> dict:
             "last_file_backed": own[-1][3],
         }
     return {
-        "peak": max(stage["peak"] for stage in stages.values()),
         "peak_anonymous": max(stage["peak_anonymous"] for stage in stages.values()),
         "settled": samples[-1][2] + samples[-1][3],
         "stages": stages,
