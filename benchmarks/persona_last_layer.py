@@ -23,9 +23,10 @@ from scipy.stats import bootstrap, spearmanr
 from foretune.data import load_preferences
 from foretune.dynamics.closed_form import initial_loss_rate, linear_deviation
 from foretune.dynamics.flow import gradient_descent, gradient_flow
-from foretune.features.unembedding import measure_pairs, open_store
+from foretune.features.unembedding import measure_pairs, open_store, read_features
 from foretune.models.encoding import encode
 from foretune.models.load import load_model, resolve_dtype, weights_hash
+from foretune.models.pairs import EncodedPairs
 from foretune.objectives import DPO
 from foretune.records.provenance import pairs_hash, sha256_of, versions
 from foretune.statistics.behaviours import yes_no_features
@@ -54,18 +55,19 @@ def main() -> None:
     dtype = resolve_dtype("auto", torch.device("cpu"))
     loaded = load_model(given.model, dtype=dtype)
     data = load_preferences(given.persona, test_fraction=0.0, max_pairs_per_behaviour=given.rows)
-    pairs = encode(data.train, loaded.tokenizer, split="train", max_length=1024).pairs
+    pairs = EncodedPairs(encode(data.train, loaded.tokenizer, split="train", max_length=1024))
     store = open_store(given.cache, sha256_of(weights_hash(loaded.model), str(dtype), pairs_hash(pairs)))
-    features = measure_pairs(loaded.model, pairs, store, sketch_dim=256, progress=lambda done: print(done, end="\r"))
+    measure_pairs(loaded.model, pairs, store, sketch_dim=256, progress=lambda done: print(done, end="\r"))
+    first_state = read_features(store, len(pairs)).first_state[:].astype(float)
     measured_in = time.time() - start
     yes = loaded.tokenizer(" Yes")["input_ids"][0]
     answer = np.array([0 if pair.chosen_ids[0] == yes else 1 for pair in pairs])
-    behaviour_of = np.array([pair.behaviour for pair in pairs])
-    phi = yes_no_features(features.first_state, answer)
+    behaviour_of = pairs.behaviour_of
+    phi = yes_no_features(first_state, answer)
     names = [str(name) for name in np.unique(behaviour_of)]
     members = {name: behaviour_of == name for name in names}
     found = {
-        name: distinguishability(TwoClasses(features.first_state[rows], answer[rows] == 0), draws=500)
+        name: distinguishability(TwoClasses(first_state[rows], answer[rows] == 0), draws=500)
         for name, rows in members.items()
     }
     settings = [

@@ -42,7 +42,7 @@ def main() -> None:
             report_to="none",
             disable_tqdm=True,
         )
-        pairs = encode(data.train, tokenizer, split="train", max_length=arguments.max_length).pairs
+        pairs = list(encode(data.train, tokenizer, split="train", max_length=arguments.max_length))
         logged: list[dict[str, float]] = []
         observer = BehaviourObserver(pairs, count=5, beta=arguments.beta, log=logged.append)
         trainer = DPOTrainer(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,7 +97,7 @@ def test_the_saved_model_is_the_trained_one(finished, tokenizer):
     texts = {row["pair_id"]: row for row in finished.read_table("pairs").to_pylist()}
     stored = finished.read_arrays("observed_pairs")
     rows = [{**texts[pair], "weight": 1.0} for pair in stored["pair_id"].tolist()]
-    scores = pair_scores(model, encode(rows, tokenizer, split="train", max_length=None).pairs)
+    scores = pair_scores(model, list(encode(rows, tokenizer, split="train", max_length=None)))
     reference = np.array([row["reference_margin"] for row in rows])
     np.testing.assert_allclose((scores.chosen - scores.rejected).numpy() - reference, stored["margins"][-1], atol=1e-3)
 
@@ -156,7 +157,7 @@ def test_forecast_of_a_built_trainer_equals_the_run(tiny_folder, persona_file, t
     from foretune.scores import pair_scores
 
     numbered = [{**row, "pair_id": index, "weight": 1.0} for index, row in enumerate(rows)]
-    pairs = encode(numbered, tokenizer, split="train", max_length=1024).pairs
+    pairs = list(encode(numbered, tokenizer, split="train", max_length=1024))
     start = pair_scores(AutoModelForCausalLM.from_pretrained(tiny_folder).eval(), pairs)
     end = pair_scores(trainer.model.eval(), pairs)
     margin = ((end.chosen - start.chosen) - (end.rejected - start.rejected)).mean()
@@ -243,6 +244,17 @@ def test_odd_behaviours_are_reported_not_fatal(tiny_folder, tmp_path, capsys):
     assert table["fine"]["distinguishability"] > 0
     kinds = {row["finding"] for row in load_run(out).read_table("findings").to_pylist()}
     assert {"one_class", "too_few", "data_empty", "data_too_long"} <= kinds
+
+
+def test_a_shard_damaged_after_the_audit_is_computed_again(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.path, folder, ignore=shutil.ignore_patterns("checkpoint-*", "observations"))
+    shard = folder / "features" / "states-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    stages = {name: stage for name, stage in finished.stages.items() if name == "audit"}
+    RunFolder(folder).update_record(stages=stages)
+    assert run("forecast", "--output_dir", str(folder)) == 0
+    assert load_run(folder).read_table("forecast").equals(finished.read_table("forecast"))
 
 
 def test_broken_weights_are_named(tiny_folder, persona_file, tmp_path, capsys):

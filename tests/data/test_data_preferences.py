@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from foretune.data import load_preferences
+from foretune.data import load_preferences, tables
 from foretune.errors import UserError
 
 COLUMNS = ["pair_id", "prompt", "chosen", "rejected", "behaviour", "weight"]
@@ -226,3 +226,31 @@ def test_import_is_light():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert told.stdout.strip() == "set()"
+
+
+def test_messages_whose_keys_differ_from_block_to_block_share_one_table(write_rows, monkeypatch):
+    monkeypatch.setattr(tables, "ROWS_AT_ONCE", 4)
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"q{index}", **({"name": "me"} if index == 7 else {})}],
+            "chosen": [{"role": "assistant", "content": "a"}],
+            "rejected": [{"role": "assistant", "content": "b"}],
+            "tools": [{"name": "t"}] if index > 5 else None,
+        }
+        for index in range(10)
+    ]
+    found = load_preferences(str(write_rows(rows)), test_fraction=0.0).train
+    assert found["tools"][:] == [None] * 6 + ['[{"name": "t"}]'] * 4
+    assert [message[0].get("name") for message in found["prompt"][:]] == [None] * 7 + ["me"] + [None] * 2
+    assert found.cache_files and found.column_names[:3] == ["pair_id", "prompt", "chosen"]
+
+
+def test_types_that_differ_from_block_to_block_are_told(write_rows, monkeypatch):
+    monkeypatch.setattr(tables, "ROWS_AT_ONCE", 4)
+    answers = {"chosen": [{"role": "assistant", "content": "a"}], "rejected": [{"role": "assistant", "content": "b"}]}
+    rows = [
+        {"prompt": [{"role": "user", "content": f"q{index}", "mark": "x" if index < 5 else [1]}], **answers}
+        for index in range(8)
+    ]
+    with pytest.raises(UserError, match="the rows do not fit one table: .*give each key of messages one type"):
+        load_preferences(str(write_rows(rows)))

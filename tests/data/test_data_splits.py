@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foretune.data.formats import Triple
-from foretune.data.splits import Pair, held_out_prompts, limit_pairs, number_pairs, stable_hash
+from foretune.data.splits import PairMaker, held_out_prompts, limit_pairs, stable_hash
 
 ROWS = st.lists(
     st.tuples(st.sampled_from("abc"), st.integers(0, 12), st.sampled_from(["x", "y"])), min_size=1, max_size=60
@@ -18,10 +18,9 @@ ROWS = st.lists(
 FRACTIONS = st.floats(0, 0.99)
 
 
-def make_pairs(rows):
-    pairs = [Pair(behaviour, Triple(f"p{prompt}", answer, "z"), 1.0) for behaviour, prompt, answer in rows]
-    number_pairs(pairs)
-    return pairs
+def make_pairs(rows, seed=0):
+    maker = PairMaker(seed)
+    return [maker.pair(behaviour, Triple(f"p{prompt}", answer, "z"), 1.0) for behaviour, prompt, answer in rows]
 
 
 def shuffled(items, seed):
@@ -30,8 +29,8 @@ def shuffled(items, seed):
 
 @given(ROWS, FRACTIONS, st.integers(0, 3))
 def test_held_out_share_of_each_behaviour(rows, fraction, seed):
-    pairs = make_pairs(rows)
-    test = held_out_prompts(pairs, test_fraction=fraction, seed=seed)
+    pairs = make_pairs(rows, seed)
+    test = held_out_prompts(pairs, test_fraction=fraction)
     first = min(pair.behaviour for pair in pairs)
     prompts = {pair.prompt_key for pair in pairs if pair.behaviour == first}
     singles = {
@@ -48,16 +47,16 @@ def test_held_out_share_of_each_behaviour(rows, fraction, seed):
 
 @given(ROWS, FRACTIONS, st.integers(0, 5))
 def test_held_out_prompts_do_not_depend_on_row_order(rows, fraction, order):
-    expected = held_out_prompts(make_pairs(rows), test_fraction=fraction, seed=0)
-    assert held_out_prompts(make_pairs(shuffled(rows, order)), test_fraction=fraction, seed=0) == expected
+    expected = held_out_prompts(make_pairs(rows), test_fraction=fraction)
+    assert held_out_prompts(make_pairs(shuffled(rows, order)), test_fraction=fraction) == expected
 
 
 def test_without_shared_prompts_every_behaviour_holds_out_its_share():
     rows = [(behaviour, f"{behaviour}{number}", "x") for behaviour in "abc" for number in range(20)]
     pairs = make_pairs(rows)
-    test = held_out_prompts(pairs, test_fraction=0.2, seed=0)
+    test = held_out_prompts(pairs, test_fraction=0.2)
     assert Counter(pair.behaviour for pair in pairs if pair.prompt_key in test) == dict.fromkeys("abc", 4)
-    assert held_out_prompts(pairs, test_fraction=0.2, seed=1) != test
+    assert held_out_prompts(make_pairs(rows, seed=1), test_fraction=0.2) != test
 
 
 @given(ROWS, st.integers(0, 5))
@@ -70,9 +69,9 @@ def test_pair_ids_are_unique_and_do_not_depend_on_row_order(rows, order):
 
 
 def test_key_order_in_messages_does_not_change_the_id():
-    first = Pair("b", Triple([{"role": "user", "content": "q"}], [], []), 1.0)
-    second = Pair("b", Triple([{"content": "q", "role": "user"}], [], []), 1.0)
-    assert first.key == second.key
+    first = PairMaker(0).pair("b", Triple([{"role": "user", "content": "q"}], [], []), 1.0)
+    second = PairMaker(0).pair("b", Triple([{"content": "q", "role": "user"}], [], []), 1.0)
+    assert first == second
 
 
 @given(ROWS, st.integers(1, 10), st.integers(0, 5))
@@ -87,12 +86,12 @@ def test_limit_keeps_the_same_rows_in_any_order(rows, limit, order):
 @settings(max_examples=30)
 @given(st.integers(0, 30), st.integers(1, 30), st.integers(2, 40))
 def test_limit_balances_two_answers(num_yes, num_no, limit):
-    yes = [Pair("b", Triple(f"y{number}", "Yes", "No"), 1.0) for number in range(num_yes)]
-    no = [Pair("b", Triple(f"n{number}", "No", "Yes"), 1.0) for number in range(num_no)]
-    number_pairs(yes + no)
+    maker = PairMaker(0)
+    yes = [maker.pair("b", Triple(f"y{number}", "Yes", "No"), 1.0) for number in range(num_yes)]
+    no = [maker.pair("b", Triple(f"n{number}", "No", "Yes"), 1.0) for number in range(num_no)]
     kept, _ = limit_pairs(yes + no, limit=limit, seed=0)
     assert len(kept) == min(limit, num_yes + num_no)
-    answers = Counter(pair.triple.chosen for pair in kept)
+    answers = Counter(pair.answers[0] for pair in kept)
     assert min(answers["Yes"], answers["No"]) >= min(num_yes, num_no, limit // 2)
 
 
@@ -105,6 +104,4 @@ def test_hashes_are_the_same_in_another_process():
 
 def test_hashes_stay_what_they_are():
     # Runs are compared by these ids, across releases as well.
-    pairs = [Pair("b", Triple("p", "c", "r"), 1.0)]
-    number_pairs(pairs)
-    assert pairs[0].pair_id == 8085235846906592282
+    assert PairMaker(0).pair("b", Triple("p", "c", "r"), 1.0).pair_id == 8085235846906592282

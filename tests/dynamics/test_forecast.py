@@ -1,13 +1,18 @@
 """The forecast as a whole on a tiny problem: one-token answers, three methods, two behaviours."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from transformers import TrainingArguments
 
-from foretune.dynamics.forecast import ForecastProblem, forecast_run
+from foretune.dynamics import forecast as module
+from foretune.dynamics.closed_form import early_theory, second_order_weights
+from foretune.dynamics.flow import gradient_flow
+from foretune.dynamics.forecast import ForecastProblem, flow_rows, forecast_run
 from foretune.dynamics.simulated_run import head_problem
-from foretune.models.batches import Targets
+from foretune.models.encoding import EncodedPair
 from foretune.models.head import Head
 from foretune.objectives import DPO
 from foretune.statistics.behaviours import yes_no_features
@@ -23,15 +28,9 @@ def make_problem(folder, *, alone=True, **changes):
     side = torch.from_numpy(np.where(answer == 0, 1.0, -1.0) * np.where(behaviour_of == "strong", 2.0, 0.5)).float()
     direction = torch.randn(2, 5, generator=generator)
     states = side[:, None] * direction[torch.arange(PAIRS) % 2] + 0.3 * torch.randn(PAIRS, 5, generator=generator)
-    number = torch.arange(PAIRS)
-    first = torch.from_numpy(np.where(answer == 0, YES, NO))
-    targets = Targets(
-        number.repeat_interleave(2),
-        torch.stack([first, YES + NO - first], 1).flatten(),
-        number.repeat_interleave(2),
-        torch.tensor([1.0, -1.0]).repeat(PAIRS),
-    )
-    head = head_problem(Head(torch.randn(12, 5, generator=generator), None, 1.0, None), states, targets, PAIRS)
+    first = np.where(answer == 0, YES, NO).tolist()
+    pairs = [EncodedPair(n, "b", "train", 1.0, [1], [ids], [YES + NO - ids], False) for n, ids in enumerate(first)]
+    head = head_problem(Head(torch.randn(12, 5, generator=generator), None, 1.0, None), states, pairs)
     settings = {
         "output_dir": str(folder),
         "use_cpu": True,
@@ -47,6 +46,7 @@ def make_problem(folder, *, alone=True, **changes):
         head=head,
         small_head=head if alone else None,
         features=yes_no_features(states.double().numpy(), answer),
+        pair_id=np.arange(PAIRS),
         behaviour_of=behaviour_of,
         split_of=np.array(["train"] * (PAIRS - 2) + ["test"] * 2),
         weights=np.ones(PAIRS),
@@ -115,3 +115,32 @@ def test_a_behaviour_without_weight_is_not_trained_alone(tmp_path):
     problem = make_problem(tmp_path)
     found = forecast_run(problem._replace(weights=np.where(problem.behaviour_of == "weak", 0.0, 2.0)))
     assert {row["behaviour"] for row in found.rows if row["trained_on"] == "alone"} == {"strong"}
+
+
+def test_a_flow_of_too_many_features_takes_a_share_of_each_behaviour(tmp_path, monkeypatch):
+    problem = make_problem(tmp_path, alone=False)
+    problem = problem._replace(weights=np.where(problem.behaviour_of == "weak", 1.5, 0.5))
+    monkeypatch.setattr(module, "LARGEST_FEATURES", 8 * problem.features.shape[1])
+    monkeypatch.setattr("foretune.statistics.behaviours.RARE_ROWS", 1)
+    pairs, weights = flow_rows(problem, problem.train_pairs)
+    assert len(set(pairs.tolist())) == 8
+    for name in ("strong", "weak"):
+        mine = problem.behaviour_of[pairs] == name
+        everyone = problem.behaviour_of[problem.train_pairs] == name
+        assert mine.sum() == 4
+        assert weights[mine].sum() == pytest.approx(problem.weights[problem.train_pairs][everyone].sum())
+    found = forecast_run(problem)
+    simulated, flow = (curve(found, method, "strong", column="margin") for method in ("simulated_run", "gradient_flow"))
+    assert flow[-1] == pytest.approx(simulated[-1], rel=0.5)
+
+
+def test_flow_and_closed_forms_need_far_less_memory_than_pairs_squared():
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(20_000, 8)) + 0.1
+    tracemalloc.start()
+    gradient_flow(features, np.ones(20_000), DPO(beta=0.1), times=np.linspace(0, 1, 5))
+    second_order_weights(np.linspace(0, 1, 5), features, DPO(beta=0.1))
+    early_theory(features, (features[:10_000], features[10_000:]), DPO(beta=0.1), time=1.0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40e6  # one byte a pair of pairs would be 400 MB

@@ -6,8 +6,10 @@ import torch
 from tests.reference.unembedding import reference_batches, reference_head_run, reference_margin, reference_schedule
 from transformers import TrainingArguments
 
+from foretune.dynamics import simulated_run as module
 from foretune.dynamics.simulated_run import head_problem, simulate_run
-from foretune.models.batches import Targets
+from foretune.features.store import ShardColumn, ShardStore
+from foretune.models.encoding import EncodedPair
 from foretune.models.head import Head
 from foretune.objectives import DPO, IPO, SLiC
 
@@ -15,27 +17,24 @@ VOCABULARY, DIM, PAIRS = 30, 6, 10
 
 
 def make_run(seed=0, scale=1.0):
-    """A head, states and targets of ten pairs of one to three tokens, and the same pairs for the reference."""
+    """A head, states and tokens of ten pairs of one to three tokens, and the same pairs for the reference."""
     generator = torch.Generator().manual_seed(seed)
     weight = scale * torch.randn(VOCABULARY, DIM, generator=generator)
-    states, targets, pairs = [], [], []
+    states, encoded, pairs = [], [], []
     for index in range(PAIRS):
         lengths = (1 + index % 3, 1 + (index // 2) % 3)
         shared = torch.randn(DIM, generator=generator)
         tokens = torch.randint(VOCABULARY, (2, 3), generator=generator)
         tokens[1, 0] = (tokens[0, 0] + 1) % VOCABULARY
-        place, pair = len(states), []
+        pair = []
         states.append(shared)
-        for sign, length, ids in zip((1.0, -1.0), lengths, tokens.tolist(), strict=True):
+        for length, ids in zip(lengths, tokens.tolist(), strict=True):
             own = [torch.randn(DIM, generator=generator) for _ in range(length - 1)]
-            where = [place, *range(len(states), len(states) + len(own))]
             states += own
-            targets += [(state, token, index, sign) for state, token in zip(where, ids, strict=False)]
             pair += [torch.stack([shared, *own]), ids[:length]]
         pairs.append(tuple(pair))
-    state, token, owner, sign = zip(*targets, strict=True)
-    columns = Targets(torch.tensor(state), torch.tensor(token), torch.tensor(owner), torch.tensor(sign))
-    return Head(weight, None, 1.0, None), torch.stack(states), columns, pairs
+        encoded.append(EncodedPair(index, "b", "train", 1.0, [1], pair[1], pair[3], False))
+    return Head(weight, None, 1.0, None), torch.stack(states), encoded, pairs
 
 
 def arguments(folder, **changes):
@@ -56,9 +55,9 @@ def arguments(folder, **changes):
 
 
 def simulated(folder, *, made=None, objective=None, train=None, weights=None, observed=None, mass=1.0, **changes):
-    head, states, targets, _ = made or make_run()
+    head, states, encoded, _ = made or make_run()
     return simulate_run(
-        head_problem(head, states, targets, PAIRS, mass=mass),
+        head_problem(head, states, encoded, mass=mass),
         arguments(folder, **changes),
         objective or DPO(beta=0.5),
         train_pairs=range(PAIRS) if train is None else train,
@@ -156,8 +155,8 @@ def test_pairs_that_are_a_part_of_the_data_are_trained_in_their_order(tmp_path):
 
 
 def test_margins_are_zero_at_the_start_and_recorded_at_the_steps_named(tmp_path):
-    head, states, targets, _ = make_run()
-    problem = head_problem(head, states, targets, PAIRS)
+    head, states, encoded, _ = make_run()
+    problem = head_problem(head, states, encoded)
     found = simulate_run(
         problem,
         arguments(tmp_path, num_train_epochs=10),
@@ -174,8 +173,8 @@ def test_margins_are_zero_at_the_start_and_recorded_at_the_steps_named(tmp_path)
 
 
 def test_the_reference_log_probabilities_are_those_of_the_head():
-    head, states, targets, pairs = make_run()
-    reference = head_problem(head, states, targets, PAIRS).reference
+    head, states, encoded, pairs = make_run()
+    reference = head_problem(head, states, encoded).reference
     expected = [float(reference_margin(head.weight.double(), pair)) for pair in pairs]
     np.testing.assert_allclose(reference[0] - reference[1], expected, atol=1e-5)
 
@@ -189,11 +188,11 @@ def test_the_head_given_is_not_changed(tmp_path):
 
 def test_fewer_rows_approximate_all_rows(tmp_path):
     made = make_run(4, scale=2.0)
-    head, states, targets, _ = made
+    head, states, encoded, _ = made
     full = simulated(tmp_path, made=made).margins
     errors, rows = [], []
     for mass in (0.5, 0.9, 0.999):
-        rows.append(len(head_problem(head, states, targets, PAIRS, mass=mass).head.weight))
+        rows.append(len(head_problem(head, states, encoded, mass=mass).head.weight))
         errors.append(np.abs(simulated(tmp_path, made=made, mass=mass).margins - full).max())
     assert rows == sorted(rows) and rows[0] < VOCABULARY
     assert errors[2] <= errors[0]
@@ -201,8 +200,8 @@ def test_fewer_rows_approximate_all_rows(tmp_path):
 
 
 def test_the_rows_left_out_still_count_in_the_normaliser():
-    head, states, targets, _ = make_run(5, scale=2.0)
-    whole, part = (head_problem(head, states, targets, PAIRS, mass=mass) for mass in (1.0, 0.6))
+    head, states, encoded, _ = make_run(5, scale=2.0)
+    whole, part = (head_problem(head, states, encoded, mass=mass) for mass in (1.0, 0.6))
     assert part.rest is not None and len(part.head.weight) < len(whole.head.weight)
     torch.testing.assert_close(part.reference, whole.reference, atol=1e-5, rtol=1e-5)
 
@@ -223,8 +222,8 @@ def test_weights_matter_and_held_out_pairs_do_not(tmp_path):
 
 def test_repeated_runs_are_the_same_and_leave_the_arguments_alone(tmp_path):
     used = arguments(tmp_path, per_device_train_batch_size=3, save_strategy="epoch", logging_strategy="steps")
-    head, states, targets, _ = make_run()
-    problem = head_problem(head, states, targets, PAIRS)
+    head, states, encoded, _ = make_run()
+    problem = head_problem(head, states, encoded)
     before = used.to_dict()
     runs = [
         simulate_run(
@@ -246,3 +245,20 @@ def test_repeated_runs_are_the_same_and_leave_the_arguments_alone(tmp_path):
 def test_max_steps_wins_over_epochs(tmp_path):
     found = simulated(tmp_path, max_steps=7, per_device_train_batch_size=4)
     assert len(found.learning_rates) == 7 and found.steps[-1] == 7
+
+
+@pytest.mark.parametrize("mass", [1.0, 0.6])
+def test_states_read_from_the_disk_give_the_same_run(tmp_path, monkeypatch, mass):
+    head, states, encoded, _ = made = make_run(7, scale=2.0)
+    store, first = ShardStore(tmp_path / "features", "key"), [0]
+    for index, part in enumerate(states.split(7)):
+        store.write(index, {"states": part})
+        first.append(first[-1] + len(part))
+    monkeypatch.setattr(module, "LARGEST_STATES", 1)
+    monkeypatch.setattr(module, "PAIRS_AT_ONCE", 3)
+    column = ShardColumn(store, "states", np.array(first))
+    assert head_problem(head, column, encoded).states is column
+    settings = {"per_device_train_batch_size": 3, "optim": "adamw_torch", "mass": mass}
+    found = simulated(tmp_path, made=(head, column, encoded, None), **settings)
+    expected = simulated(tmp_path, made=made, **settings)
+    np.testing.assert_allclose(found.margins, expected.margins, atol=1e-5, rtol=1e-5)

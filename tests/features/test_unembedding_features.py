@@ -10,9 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from foretune.errors import UserError
 from foretune.features import unembedding
-from foretune.features.store import ShardStore
-from foretune.features.unembedding import measure_pairs, read_features, read_states
+from foretune.features.store import ShardColumn, ShardStore
+from foretune.features.unembedding import PairFeatures, measure_pairs, read_features, read_states
+from foretune.models.batches import targets_of
 from foretune.models.encoding import EncodedPair
+from foretune.models.pairs import EncodedPairs
 from foretune.statistics.behaviours import yes_no_features
 
 VOCABULARY = 50
@@ -65,6 +67,13 @@ def reference_pair(model, item):
     return chosen, item.chosen_ids, rejected, item.rejected_ids
 
 
+def measured(model, pairs, store, **options):
+    """Measure and read everything back."""
+    measure_pairs(model, pairs, store, **options)
+    found = read_features(store, len(pairs))
+    return PairFeatures(*(column[:] for column in found))
+
+
 def count_passes(model):
     """Count forward passes through the model's trunk from now on."""
     passes = []
@@ -74,7 +83,7 @@ def count_passes(model):
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_features_equal_a_plain_forward_pass_and_autograd(model, tmp_path, packed):
-    found = measure_pairs(model, PAIRS, ShardStore(tmp_path, "key"), sketch_dim=65536, packed=packed)
+    found = measured(model, PAIRS, ShardStore(tmp_path, "key"), sketch_dim=65536, packed=packed)
     weight = model.lm_head.weight.detach().double()
     references = [reference_pair(model, item) for item in PAIRS]
     chosen = [float(reference_log_prob(weight, states, ids)) for states, ids, _, _ in references]
@@ -96,7 +105,7 @@ def test_features_equal_a_plain_forward_pass_and_autograd(model, tmp_path, packe
 
 
 def test_log_probs_equal_the_models_own_logits(model, tmp_path):
-    found = measure_pairs(model, PAIRS, ShardStore(tmp_path, "key"), sketch_dim=16)
+    found = measured(model, PAIRS, ShardStore(tmp_path, "key"), sketch_dim=16)
     for index, item in enumerate(PAIRS):
         for logp, ids in ((found.chosen_logp, item.chosen_ids), (found.rejected_logp, item.rejected_ids)):
             with torch.no_grad():
@@ -107,9 +116,9 @@ def test_log_probs_equal_the_models_own_logits(model, tmp_path):
 
 
 def test_packing_and_order_do_not_change_the_features(model, tmp_path):
-    packed = measure_pairs(model, PAIRS, ShardStore(tmp_path / "a", "key"), sketch_dim=64)
-    separate = measure_pairs(model, PAIRS, ShardStore(tmp_path / "b", "key"), sketch_dim=64, packed=False)
-    reverse = measure_pairs(model, PAIRS[::-1], ShardStore(tmp_path / "c", "key"), sketch_dim=64)
+    packed = measured(model, PAIRS, ShardStore(tmp_path / "a", "key"), sketch_dim=64)
+    separate = measured(model, PAIRS, ShardStore(tmp_path / "b", "key"), sketch_dim=64, packed=False)
+    reverse = measured(model, PAIRS[::-1], ShardStore(tmp_path / "c", "key"), sketch_dim=64)
     for name in packed._fields:
         np.testing.assert_allclose(getattr(separate, name), getattr(packed, name), atol=1e-4, err_msg=name)
         np.testing.assert_allclose(getattr(reverse, name)[::-1], getattr(packed, name), atol=1e-4, err_msg=name)
@@ -118,7 +127,7 @@ def test_packing_and_order_do_not_change_the_features(model, tmp_path):
 def test_yes_no_features_have_the_exact_kernel_of_one_token_answers(model, tmp_path):
     yes, no = [7], [8]
     pairs = [pair(n, [1, 10 + n], *((yes, no) if n % 3 else (no, yes))) for n in range(5)]
-    found = measure_pairs(model, pairs, ShardStore(tmp_path, "key"), sketch_dim=16)
+    found = measured(model, pairs, ShardStore(tmp_path, "key"), sketch_dim=16)
     answer = np.array([0 if n % 3 else 1 for n in range(5)])
     features = yes_no_features(found.first_state, answer)
     weight = model.lm_head.weight.detach().double()
@@ -128,11 +137,11 @@ def test_yes_no_features_have_the_exact_kernel_of_one_token_answers(model, tmp_p
 
 def test_the_states_read_back_give_the_same_log_probs(model, tmp_path):
     store = ShardStore(tmp_path, "key")
-    found = measure_pairs(model, PAIRS, store, sketch_dim=16)
-    block = read_states(store, PAIRS)
-    scores = torch.log_softmax(block.states @ model.lm_head.weight.detach().T, -1)
-    scored = scores[block.targets.state, block.targets.token] * block.targets.sign
-    margin = torch.zeros(len(PAIRS)).index_add(0, block.targets.pair, scored)
+    found = measured(model, PAIRS, store, sketch_dim=16)
+    states = torch.from_numpy(read_states(store, EncodedPairs(PAIRS).num_states)[:])
+    targets = targets_of(PAIRS)
+    scores = torch.log_softmax(states @ model.lm_head.weight.detach().T, -1)
+    margin = torch.zeros(len(PAIRS)).index_add(0, targets.pair, scores[targets.state, targets.token] * targets.sign)
     np.testing.assert_allclose(margin, found.chosen_logp - found.rejected_logp, atol=1e-4)
 
 
@@ -143,13 +152,13 @@ def small_shards(monkeypatch):
 
 def test_a_second_pass_computes_only_the_missing_shard(model, tmp_path, small_shards):
     store = ShardStore(tmp_path, "key")
-    first = measure_pairs(model, PAIRS, store, sketch_dim=16)
+    first = measured(model, PAIRS, store, sketch_dim=16)
     assert [store.has(index) for index in range(4)] == [True, True, True, False]
     passes, handle = count_passes(model)
-    again, done = measure_pairs(model, PAIRS, store, sketch_dim=16), []
+    again, done = measured(model, PAIRS, store, sketch_dim=16), []
     assert not passes
     store.path(1).unlink()
-    restored = measure_pairs(model, PAIRS, store, sketch_dim=16, progress=done.append)
+    restored = measured(model, PAIRS, store, sketch_dim=16, progress=done.append)
     handle.remove()
     assert len(passes) == 1
     assert done == [3, 6, 7]
@@ -161,7 +170,7 @@ def test_a_second_pass_computes_only_the_missing_shard(model, tmp_path, small_sh
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "foreign"])
 def test_a_damaged_or_foreign_shard_counts_as_missing(model, tmp_path, small_shards, damage):
     store = ShardStore(tmp_path, "key")
-    first = measure_pairs(model, PAIRS, store, sketch_dim=16)
+    first = measured(model, PAIRS, store, sketch_dim=16)
     file = store.path(0)
     content = file.read_bytes()
     if damage == "foreign":
@@ -170,7 +179,7 @@ def test_a_damaged_or_foreign_shard_counts_as_missing(model, tmp_path, small_sha
         file.write_bytes({"truncated": content[: len(content) // 2], "garbage": b"\xff" * 100, "empty": b""}[damage])
     assert not store.has(0)
     passes, handle = count_passes(model)
-    again = measure_pairs(model, PAIRS, store, sketch_dim=16)
+    again = measured(model, PAIRS, store, sketch_dim=16)
     handle.remove()
     assert len(passes) == 2  # the shard's rows, and the beginning that they share
     np.testing.assert_array_equal(again.sketch, first.sketch)
@@ -180,8 +189,8 @@ def test_another_key_shares_nothing(tmp_path):
     ShardStore(tmp_path, "old").write(0, {"sketch": torch.ones(2)})
     store = ShardStore(tmp_path, "new")
     assert not store.has(0)
-    with pytest.raises(ValueError, match="another computation"):
-        store.read(0, ["sketch"])
+    with pytest.raises(UserError, match="another computation"):
+        store.read(0, "sketch", 2)
 
 
 def test_leftovers_are_removed(tmp_path):
@@ -210,15 +219,28 @@ def test_a_write_that_fails_leaves_the_old_shard(tmp_path, monkeypatch):
         store.write(0, {"sketch": torch.zeros(2)})
     monkeypatch.undo()
     assert [file.name for file in tmp_path.iterdir()] == ["states-00000.safetensors"]
-    assert torch.equal(store.read(0, ["sketch"])["sketch"], torch.ones(2))
+    assert torch.equal(store.read(0, "sketch", 2), torch.ones(2))
 
 
-def test_shards_are_joined_in_their_order(tmp_path):
+@pytest.mark.parametrize("damage", ["missing", "truncated", "short"])
+def test_a_damaged_shard_is_told_on_reading(tmp_path, damage):
     store = ShardStore(tmp_path, "key")
-    for index in (1, 0):
-        store.write(index, {"chosen_logp": torch.full((2,), float(index)), "sketch": torch.full((2, 3), float(index))})
-    assert store.concatenated(2, ["chosen_logp"])["chosen_logp"].tolist() == [0.0, 0.0, 1.0, 1.0]
-    features = {name: torch.zeros(3, 2) for name in unembedding.PairFeatures._fields}
-    store.write(0, features)
-    assert read_features(store, 3).sketch.dtype == np.float32
-    assert read_features(store, 3).first_state.dtype == np.float64
+    store.write(0, {"sketch": torch.ones(1 if damage == "short" else 2, 3)})
+    if damage == "missing":
+        store.path(0).unlink()
+    if damage == "truncated":
+        store.path(0).write_bytes(store.path(0).read_bytes()[:-4])
+    with pytest.raises(UserError, match=r"states-00000\.safetensors .*repeat the command"):
+        ShardColumn(store, "sketch", np.array([0, 2]))
+
+
+def test_a_column_gives_rows_of_all_shards_in_the_order_asked_for(tmp_path):
+    store = ShardStore(tmp_path, "key")
+    rows = torch.arange(21.0).view(7, 3)
+    for index, part in enumerate(rows.split(3)):
+        store.write(index, {"sketch": part.to(torch.bfloat16)})
+    column = ShardColumn(store, "sketch", np.array([0, 3, 6, 7]))
+    assert (len(column), column.shape) == (7, (7, 3))
+    np.testing.assert_array_equal(column[:], rows)
+    np.testing.assert_array_equal(column[np.array([6, 0, 4, 4])], rows[[6, 0, 4, 4]])
+    np.testing.assert_array_equal(column[2:5], rows[2:5])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from foretune.findings import Evidence, find_all
+from foretune.findings import AnswerCounts, Evidence, find_all
 from foretune.statistics.priority import BehaviourKernel
 
 
@@ -17,7 +17,6 @@ def pairs(name="b", *, count=100, yes=50, **changes):
     return [
         {
             "behaviour": name,
-            "split": "train",
             "chosen": chosen,
             "rejected": rejected,
             "chosen_tokens": 2,
@@ -31,9 +30,15 @@ def pairs(name="b", *, count=100, yes=50, **changes):
 
 def evidence(behaviours=None, rows=None, counts=None, matrix=((1.0,),), names=("b",)):
     kernel = BehaviourKernel(list(names), np.array(matrix), np.full(len(names), 1 / len(names)))
+    rows = rows if rows is not None else [pair for name in names for pair in pairs(name)]
+    answers = AnswerCounts()
+    for row in rows:
+        answers.add(row["behaviour"], row["chosen"], row["rejected"])
+    columns = ("behaviour", "chosen_tokens", "rejected_tokens", "alignment")
     return Evidence(
         behaviours or [behaviour(name) for name in names],
-        rows if rows is not None else [pair for name in names for pair in pairs(name)],
+        {column: np.array([row[column] for row in rows]) for column in columns},
+        answers,
         counts or [{"behaviour": name, "split": "train", "read": 100, "kept": 100} for name in names],
         kernel,
     )

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from foretune.data import load_preferences
-from foretune.models.encoding import encode
+from foretune.models.encoding import Lost, encode
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 TALK = [{"role": "user", "content": "Is it raining?"}]
@@ -68,26 +68,30 @@ def test_equal_to_trl_token_for_token(kind, max_length, tiny_folder, tokenizer):
     if max_length == 40:
         rows = [row for row in rows if "A long prompt" not in str(row["prompt"])] or rows
     expected = by_trl(rows, tiny_folder, tokenizer, max_length)
-    found = encode(numbered(rows), tokenizer, split="train", max_length=max_length).pairs
+    found = encode(numbered(rows), tokenizer, split="train", max_length=max_length)
     assert [
         [(pair.prompt_ids + ids, ids) for ids in (pair.chosen_ids, pair.rejected_ids)] for pair in found
     ] == expected
 
 
 def test_rows_whose_prompt_fills_the_length_are_dropped_and_counted(tiny_folder, tokenizer):
-    encoded = encode(numbered(ROWS["text"]), tokenizer, split="train", max_length=40)
-    assert encoded.too_long == {("b", "train"): 1}
-    assert len(encoded.pairs) == len(by_trl(ROWS["text"], tiny_folder, tokenizer, 40))
+    lost = Lost.nothing()
+    pairs = list(encode(numbered(ROWS["text"]), tokenizer, split="train", max_length=40, lost=lost))
+    assert lost.too_long == {("b", "train"): 1}
+    assert len(pairs) == len(by_trl(ROWS["text"], tiny_folder, tokenizer, 40))
 
 
 def test_truncated_rows_are_counted(tokenizer):
-    encoded = encode(numbered(ROWS["conversation"]), tokenizer, split="test", max_length=60)
-    assert encoded.truncated == {("b", "test"): 1}
-    assert [pair.truncated for pair in encoded.pairs] == [False, True]
+    lost = Lost.nothing()
+    pairs = list(encode(numbered(ROWS["conversation"]), tokenizer, split="test", max_length=60, lost=lost))
+    assert lost.truncated == {("b", "test"): 1}
+    assert [pair.truncated for pair in pairs] == [False, True]
 
 
 def test_the_models_context_limits_too(tokenizer):
-    assert encode(numbered(ROWS["text"]), tokenizer, split="train", max_length=None, context=40).too_long
+    lost = Lost.nothing()
+    assert list(encode(numbered(ROWS["text"]), tokenizer, split="train", max_length=None, context=40, lost=lost))
+    assert lost.too_long
 
 
 @pytest.mark.parametrize("source", ["persona/subscribes-to-Buddhism.jsonl", "hh/harmless-base-test.jsonl.gz"])
@@ -99,7 +103,7 @@ def test_real_data_equals_trl(source, tiny_folder, tokenizer):
     expected = by_trl(
         [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows], tiny_folder, tokenizer, 512
     )
-    found = encode(rows, tokenizer, split="train", max_length=512).pairs
+    found = encode(rows, tokenizer, split="train", max_length=512)
     assert [
         [(pair.prompt_ids + ids, ids) for ids in (pair.chosen_ids, pair.rejected_ids)] for pair in found
     ] == expected
@@ -121,6 +125,6 @@ def test_states_do_not_depend_on_the_order_of_rows(tiny_folder, tokenizer):
     from foretune.scores import pair_scores
 
     model = AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
-    pairs = encode(numbered(ROWS["text"][2:]), tokenizer, split="train", max_length=None).pairs
+    pairs = list(encode(numbered(ROWS["text"][2:]), tokenizer, split="train", max_length=None))
     forward, backward = pair_scores(model, pairs), pair_scores(model, pairs[::-1])
     torch.testing.assert_close(forward.chosen, backward.chosen.flip(0), atol=1e-5, rtol=1e-6)

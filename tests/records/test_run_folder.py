@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from foretune.errors import UserError
-from foretune.records import RunFolder, load_run
+from foretune.records import RunFolder, load_run, run_folder
 from foretune.records.provenance import pairs_hash, sha256_of, versions
 from foretune.records.schema import SCHEMA_VERSION, TABLES
 
@@ -173,3 +173,12 @@ def test_versions_name_what_the_numbers_depend_on():
     found = versions()
     assert found["numpy"] == np.__version__
     assert {"python", "torch", "transformers", "trl", "foretune"} <= set(found)
+
+
+def test_a_long_table_is_written_in_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "ROWS_AT_ONCE", 4)
+    run = RunFolder(tmp_path)
+    run.write_table("findings", ({"finding": f"f{index}", "num_pairs": index} for index in range(10)))
+    file = pq.ParquetFile(tmp_path / "findings.parquet")
+    assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [4, 4, 2]
+    assert run.read_table("findings", ["num_pairs"]).to_pydict() == {"num_pairs": list(range(10))}

@@ -48,3 +48,23 @@ def reference_off_diagonal_mean(kernel):
     """The mean of K_ij over i ≠ j."""
     count = len(kernel)
     return sum(kernel[i, j] for i in range(count) for j in range(count) if i != j) / (count * (count - 1))
+
+
+def reference_alignments(plus, minus):
+    """Where each row of D+ lies along Δ when it is left out: 1 at its class mean, −1 at the other's."""
+    found = []
+    for index, row in enumerate(plus):
+        own = np.delete(plus, index, 0).mean(0)
+        other = minus.mean(0)
+        along = own - other
+        found.append(2 * sum((row - (own + other) / 2) * along) / sum(along * along))
+    return found
+
+
+def reference_paired_alignments(chosen, rejected):
+    """Each row's difference along the mean difference of the others; 1 at that mean."""
+    found = []
+    for index, row in enumerate(chosen - rejected):
+        others = np.delete(chosen - rejected, index, 0).mean(0)
+        found.append(sum(row * others) / sum(others * others))
+    return found

@@ -7,8 +7,8 @@ from foretune.records.schema import TABLES
 from foretune.statistics.behaviours import (
     Measured,
     alignments,
-    answers_of,
     behaviour_rows,
+    numbered_answers,
     training_kernel,
     yes_no_features,
 )
@@ -38,6 +38,7 @@ def measured(generator, yes_no=20, free=16, held_out=6):
         generator.normal(size=(count, DIM)) / 2,
         sketch,
         sketch,
+        np.arange(count),
     )
 
 
@@ -82,6 +83,7 @@ def test_priorities_of_shared_answers_are_the_papers():
         first,
         generator.normal(size=(48, 7)),
         yes_no_features(first, answer),
+        np.arange(48),
     )
     # three Yes to each No: the mean of ±x is dominated by the common part of x, Δ = μ₊ − μ₋ is not
     gaps = []
@@ -161,8 +163,8 @@ YES, NO, MAYBE = (5,), (9,), (7,)
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [
-        ([(NO, YES), (YES, NO)], {YES: 0, NO: 1}),
-        ([((5, 2), (9, 2)), ((9, 2), (5, 2))], {(5, 2): 0, (9, 2): 1}),
+        ([(NO, YES), (YES, NO)], [1, 0]),
+        ([((5, 2), (9, 2)), ((9, 2), (5, 2))], [0, 1]),
         ([(YES, NO), (YES, MAYBE)], None),
         ([(YES, YES)], None),
         ([((5, 1), (5, 2))], None),
@@ -170,4 +172,5 @@ YES, NO, MAYBE = (5,), (9,), (7,)
     ],
 )
 def test_two_answers_are_found_where_every_pair_offers_them(answers, expected):
-    assert answers_of(answers) == expected
+    found = numbered_answers(iter(answers))
+    assert (None if found is None else found.preferred.tolist()) == expected

@@ -13,7 +13,7 @@ from tests.reference.statistics import (
 )
 
 from foretune.statistics.distinguishability import distinguishability, generalised_distinguishability, separability
-from foretune.statistics.samples import Differences, TwoClasses
+from foretune.statistics.samples import Differences, TwoClasses, class_alignments
 
 DRAWS = 300
 
@@ -137,7 +137,7 @@ def test_the_debiased_square_is_unbiased(draw, truth):
     squares = []
     for _ in range(2000):
         sample = draw(generator)
-        squares.append(np.sum((sample.coefficients() @ sample.rows) ** 2) - sample.sampling_bias())
+        squares.append(np.sum((sample.coefficients() @ sample.rows) ** 2) - sample.whole().bias)
     error = np.std(squares) / np.sqrt(len(squares))
     assert abs(np.mean(squares) - truth**2) < 4 * error
     assert error < 0.15
@@ -183,13 +183,13 @@ def test_halves_are_a_split_with_both_classes():
 
 def test_alignments_of_two_classes_have_their_fixed_points():
     rows = np.array([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [-2.0, 0.0], [-2.0, 5.0], [-2.0, -5.0]])
-    found = TwoClasses(rows, np.arange(6) < 3).alignments()
+    found = class_alignments(rows, np.arange(6) < 3)
     np.testing.assert_allclose(found[:4], 1.0)
     moved = rows.copy()
     moved[2] = [0.0, 0.0]
-    assert TwoClasses(moved, np.arange(6) < 3).alignments()[2] == pytest.approx(0.0)
+    assert class_alignments(moved, np.arange(6) < 3)[2] == pytest.approx(0.0)
     moved[2] = [-2.0, 0.0]
-    assert TwoClasses(moved, np.arange(6) < 3).alignments()[2] == pytest.approx(-1.0)
+    assert class_alignments(moved, np.arange(6) < 3)[2] == pytest.approx(-1.0)
 
 
 @settings(max_examples=25, deadline=None)

@@ -198,7 +198,7 @@ def encoded(rows, tokenizer):
     return [
         pair
         for split, part in (("train", rows.train), ("test", rows.test))
-        for pair in encode(part, tokenizer, split=split, max_length=None).pairs
+        for pair in encode(part, tokenizer, split=split, max_length=None)
     ]
 
 

@@ -1,6 +1,7 @@
 """Which behaviour each row belongs to: a column, the file's name, or one behaviour for everything."""
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -99,7 +100,7 @@ def _unfit(parts: Sequence[Part], column: str) -> str | None:
     """Return why a column that nobody asked for is no behaviour column, or None when it is one."""
     if not _holds_names(parts, column):
         return "it does not hold text or numbers"
-    values = [_as_name(row.get(column)) for part in parts for row in part.rows]
-    if len(set(values)) > max(20, len(values) / 2):  # such as a `source` that gives each row's address
-        return f"it has {len(set(values))} different values in {len(values)} rows"
+    values = Counter(_as_name(row.get(column)) for part in parts for row in part.rows)
+    if len(values) > max(20, values.total() / 2):  # such as a `source` that gives each row's address
+        return f"it has {len(values)} different values in {values.total()} rows"
     return None

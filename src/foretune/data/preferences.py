@@ -1,16 +1,17 @@
 """Load preference data: one call from a name to the training and held-out rows and an account of both."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from foretune.data.accounts import TEST, TRAIN, Account
 from foretune.data.behaviours import BEHAVIOUR_COLUMNS, choose_naming
 from foretune.data.formats import PERSONA
 from foretune.data.rows import RowReader, check_left, check_weight_column, common_format
 from foretune.data.sources import Part, Source, read_source
-from foretune.data.splits import Pair, held_out_prompts, limit_pairs, number_pairs
-from foretune.data.tables import EXTRAS, build_dataset, check_one_kind
+from foretune.data.splits import Pair, held_out_prompts, limit_pairs
+from foretune.data.tables import EXTRAS
 from foretune.errors import UserError
 
 if TYPE_CHECKING:
@@ -104,11 +105,16 @@ def load_preferences(
     naming = choose_naming(parts, column=behaviour_column, is_persona=format == PERSONA)
     account = Account()
     reader = RowReader(
-        format=format, naming=naming, weight_column=weight_column, behaviours=behaviours or None, account=account
+        format=format,
+        naming=naming,
+        weight_column=weight_column,
+        behaviours=behaviours or None,
+        account=account,
+        seed=seed,
     )
     pairs = {split: reader.read(split_parts, split) for split, split_parts in raw.items()}
     check_left(pairs[TRAIN], reader=reader, behaviours=behaviours, account=account)
-    pairs = _hold_out(pairs, account, test_fraction=test_fraction, seed=seed)
+    pairs = _hold_out(pairs, account, test_fraction=test_fraction)
     if max_pairs_per_behaviour is not None:
         pairs = _limit(pairs, account, limit=max_pairs_per_behaviour, test_fraction=test_fraction, seed=seed)
     _count_kept(pairs, account)
@@ -122,7 +128,7 @@ def load_preferences(
         counts=account.rows(),
         notes=notes,
     )
-    return PreferenceData(*_tables(pairs), info)
+    return PreferenceData(*_tables(reader.table.finish(), pairs), info)
 
 
 def _check_options(train_split: str, test_split: str, test_fraction: float, limit: int | None) -> None:
@@ -150,9 +156,8 @@ def _choose_splits(source: Source, name: str, train_split: str, test_split: str)
     return chosen
 
 
-def _hold_out(pairs: Splits, account: Account, *, test_fraction: float, seed: int) -> Splits:
+def _hold_out(pairs: Splits, account: Account, *, test_fraction: float) -> Splits:
     """Make the test rows disjoint from the training rows by prompt; take some of the latter when there are none."""
-    number_pairs([pair for split in pairs.values() for pair in split])
     if TEST in pairs:
         seen = {pair.prompt_key for pair in pairs[TRAIN]}
         for pair in pairs[TEST]:
@@ -161,7 +166,7 @@ def _hold_out(pairs: Splits, account: Account, *, test_fraction: float, seed: in
         return {TRAIN: pairs[TRAIN], TEST: [pair for pair in pairs[TEST] if pair.prompt_key not in seen]}
     if test_fraction == 0:
         return {TRAIN: pairs[TRAIN], TEST: []}
-    held_out = held_out_prompts(pairs[TRAIN], test_fraction=test_fraction, seed=seed)
+    held_out = held_out_prompts(pairs[TRAIN], test_fraction=test_fraction)
     test = [pair for pair in pairs[TRAIN] if pair.prompt_key in held_out]
     for pair in test:
         account.move_read(pair.behaviour)
@@ -180,7 +185,7 @@ def _limit(pairs: Splits, account: Account, *, limit: int, test_fraction: float,
 
 def _count_kept(pairs: Splits, account: Account) -> None:
     for split, group in pairs.items():
-        seen: set[str] = set()
+        seen: set[int] = set()
         for pair in group:
             account.add(pair.behaviour, split, "kept", *(["duplicates"] if pair.key in seen else []))
             seen.add(pair.key)
@@ -209,11 +214,13 @@ def _notes(
     return notes
 
 
-def _tables(pairs: Splits) -> tuple["datasets.Dataset", "datasets.Dataset | None"]:
-    everything: Sequence[Pair] = [*pairs[TRAIN], *pairs[TEST]]
-    check_one_kind(everything)
-    # One table cut in two, so that both sides have the same columns and types.
-    table = build_dataset(everything)
-    num_train = len(pairs[TRAIN])
-    test = table.select(range(num_train, len(table))) if pairs[TEST] else None
-    return table.select(range(num_train)), test
+def _tables(table: "datasets.Dataset", pairs: Splits) -> tuple["datasets.Dataset", "datasets.Dataset | None"]:
+    """The kept rows of each split: two selections of one table, so that both sides have the same columns and types."""
+    ids = table.with_format("numpy", columns=["pair_id"])[:]["pair_id"]
+    order = np.argsort(ids)
+
+    def rows(split: str) -> "datasets.Dataset":
+        kept = np.array([pair.pair_id for pair in pairs[split]], dtype=np.int64)
+        return table.select(order[np.searchsorted(ids, kept, sorter=order)])
+
+    return rows(TRAIN), rows(TEST) if pairs[TEST] else None

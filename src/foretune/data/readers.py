@@ -1,12 +1,16 @@
-"""Read one data file into rows, with an error that says where the file is broken."""
+"""Read one data file row by row, with an error that says where the file is broken.
+
+A file is read again for every pass over its rows, so that its size does not matter; a JSON array alone is read whole.
+"""
 
 import csv
 import gzip
 import io
 import json
 import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from foretune.errors import UserError
 
@@ -14,7 +18,9 @@ SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 # Files that `datasets` and the hub write beside the data; their name ends like a data file but they hold no rows.
 NOT_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 
-Rows = list[dict[str, Any]]
+# Rows that can be passed over more than once.
+Rows = Iterable[dict[str, Any]]
+ROWS_AT_ONCE = 1000
 
 
 def data_suffix(path: Path) -> str | None:
@@ -31,20 +37,38 @@ def data_stem(path: Path) -> str:
 
 
 def read_rows(path: Path) -> Rows:
-    """Read every row of a .jsonl, .json, .parquet or .csv file (the text ones may be gzipped).
+    """The rows of a .jsonl, .json, .parquet or .csv file (the text ones may be gzipped).
 
     Raises:
-        UserError: the file cannot be read, is not UTF-8, or is broken; names the file and the line or byte.
+        UserError: the file cannot be read, is not UTF-8, or is broken; names the file and the line or byte. What is
+            broken within the rows is told by the first pass over them.
     """
     suffix = data_suffix(path)
     if suffix == ".parquet":
-        return _read_parquet(path)
-    text = _read_text(path)
+        return FileRows(path, _read_parquet)
+    _check_text(path)
     if suffix == ".csv":
-        return _read_csv(text, path)
-    if suffix == ".json" and text.lstrip().startswith("["):
-        return _read_json_array(text, path)
-    return _read_json_lines(text, path)
+        return FileRows(path, _read_csv)
+    if suffix == ".json" and _begins_array(path):
+        return _read_json_array(path)
+    return FileRows(path, _read_json_lines)
+
+
+class FileRows:
+    """Rows read from a file at every pass.
+
+    Args:
+        path: the file.
+        read: yields its rows.
+    """
+
+    def __init__(self, path: Path, read: Callable[[Path], Iterator[dict[str, Any]]]) -> None:
+        """Read nothing yet."""
+        self._path, self._read = path, read
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """One pass."""
+        return self._read(self._path)
 
 
 def without_nulls(value: Any) -> Any:
@@ -56,47 +80,73 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
+def without_null_entries(row: dict[str, Any]) -> dict[str, Any]:
+    """The same within the values of a row, which keeps its own None."""
+    return {key: without_nulls(value) for key, value in row.items()}
+
+
 def _unzipped_name(path: Path) -> str:
-    return path.name[:-3] if path.name.lower().endswith(".gz") else path.name
+    return path.name[:-3] if _is_gzipped(path) else path.name
 
 
-def _read_text(path: Path) -> str:
+def _is_gzipped(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
+def _open_binary(path: Path) -> BinaryIO:
+    return gzip.open(path) if _is_gzipped(path) else path.open("rb")  # pyright: ignore[reportReturnType]
+
+
+def _open_text(path: Path) -> io.TextIOWrapper:
+    # newline "": CSV cells keep their line breaks; JSON lines are split at "\n" and a "\r" before it is white space
+    return io.TextIOWrapper(_open_binary(path), encoding="utf-8-sig", newline="")
+
+
+def _check_text(path: Path) -> None:
+    """Read the file through once: it must be there, whole, and UTF-8."""
+    offset = 0
     try:
-        raw = path.read_bytes()
-        if path.name.lower().endswith(".gz"):
-            raw = gzip.decompress(raw)
+        with _open_binary(path) as file:
+            for line in file:
+                line.decode("utf-8")
+                offset += len(line)
+    except UnicodeDecodeError as error:
+        place = "unzipped byte" if _is_gzipped(path) else "byte"
+        raise UserError(
+            f"{path} is not UTF-8: {place} {offset + error.start} is 0x{error.object[error.start]:02x}; "
+            "save the file as UTF-8."
+        ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}; check the file and its permissions.") from error
+
+
+def _begins_array(path: Path) -> bool:
+    with _open_text(path) as file:
+        return next((line.lstrip()[0] for line in file if line.strip()), "") == "["
+
+
+def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with _open_binary(path) as file:
+        # Not by text: that also splits at U+2028 and the like, which JSON strings may hold.
+        for number, line in enumerate(file, start=1):
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise UserError(
+                    f"{path}, line {number} is not valid JSON ({error}); put one object on each line."
+                ) from error
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, line {number} is a JSON {_json_kind(row)}; put one object on each line.")
+            yield row
+
+
+def _read_json_array(path: Path) -> list[dict[str, Any]]:
     try:
-        return raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        place = "unzipped byte" if path.name.lower().endswith(".gz") else "byte"
-        raise UserError(
-            f"{path} is not UTF-8: {place} {error.start} is 0x{raw[error.start]:02x}; save the file as UTF-8."
-        ) from error
-
-
-def _read_json_lines(text: str, path: Path) -> Rows:
-    rows = []
-    # Not str.splitlines: that also splits at U+2028 and the like, which JSON strings may hold.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{path}, line {number} is not valid JSON ({error}); put one object on each line."
-            ) from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number} is a JSON {_json_kind(row)}; put one object on each line.")
-        rows.append(row)
-    return rows
-
-
-def _read_json_array(text: str, path: Path) -> Rows:
-    try:
-        rows = json.loads(text)
+        with _open_text(path) as file:
+            rows = json.load(file)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno} is not valid JSON ({error.msg}); mend that line.") from error
     except (ValueError, RecursionError) as error:
@@ -112,28 +162,30 @@ def _json_kind(value: Any) -> str:
     return kinds.get(type(value), "number")
 
 
-def _read_csv(text: str, path: Path) -> Rows:
+def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than one long dialogue
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    rows = []
-    try:
-        for row in reader:
-            if None in row:
-                raise UserError(
-                    f"{path}, line {reader.line_num} has more cells than the header; quote the cells that hold commas."
-                )
-            rows.append(row)
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num} is not valid CSV: {error}; mend that line.") from error
-    return rows
+    with _open_text(path) as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for row in reader:
+                if None in row:
+                    raise UserError(
+                        f"{path}, line {reader.line_num} has more cells than the header; "
+                        "quote the cells that hold commas."
+                    )
+                yield row
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num} is not valid CSV: {error}; mend that line.") from error
 
 
-def _read_parquet(path: Path) -> Rows:
+def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(path).read().to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(ROWS_AT_ONCE):
+                yield from map(without_null_entries, batch.to_pylist())
     except (OSError, pyarrow.ArrowException) as error:
         first_line = str(error).splitlines()[0]
         raise UserError(f"cannot read {path} as Parquet: {first_line}; check that the file is whole.") from error

@@ -1,6 +1,7 @@
 """From raw rows to pairs: the format, the behaviour, the weight and the checks, row by row."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from foretune.data.accounts import Account
@@ -8,8 +9,8 @@ from foretune.data.behaviours import Naming, check_wanted
 from foretune.data.checks import Fault, check_weight
 from foretune.data.formats import layout, read_pair, refine
 from foretune.data.sources import Part
-from foretune.data.splits import Pair
-from foretune.data.tables import EXTRAS
+from foretune.data.splits import Pair, PairMaker
+from foretune.data.tables import EXTRAS, TableWriter
 from foretune.errors import UserError
 
 DEFAULT_WEIGHT_COLUMN = "weight"
@@ -28,7 +29,7 @@ def common_format(parts: Sequence[Part]) -> str:
                 f"{parts[0].label} holds rows of format '{layouts[0]}' but {part.label} of format '{found}'; "
                 "load them one by one."
             )
-    return refine(layouts[0], [row for part in parts for row in part.rows[:1000]])
+    return refine(layouts[0], [row for part in parts for row in islice(part.rows, 1000)])
 
 
 class RowReader:
@@ -42,8 +43,11 @@ class RowReader:
         weight_column: str,
         behaviours: Sequence[str] | None,
         account: Account,
+        seed: int,
     ) -> None:
         """Keep what does not change from row to row; `behaviours` None takes all of them."""
+        self.table = TableWriter()
+        self._maker = PairMaker(seed)
         self._format = format
         self._naming = naming
         self._weight_column = weight_column
@@ -53,12 +57,11 @@ class RowReader:
         self.missing_weights = 0
 
     def read(self, parts: Sequence[Part], split: str) -> list[Pair]:
-        """Return the usable rows of these parts in their order, as pairs of this split."""
-        pairs = (self._read_row(part, number, split) for part in parts for number in range(len(part.rows)))
-        return [pair for pair in pairs if pair is not None]
+        """Return the usable rows of these parts in their order, as pairs of this split; their texts go to `table`."""
+        pairs = (self._read_row(part, row, number, split) for part in parts for number, row in enumerate(part.rows))
+        return self._maker.without_free_text(pair for pair in pairs if pair is not None)
 
-    def _read_row(self, part: Part, number: int, split: str) -> Pair | None:
-        row = part.rows[number]
+    def _read_row(self, part: Part, row: dict[str, Any], number: int, split: str) -> Pair | None:
         behaviour = self._naming.name(part, row)
         self.found.add(behaviour)
         if self._wanted is not None and behaviour not in self._wanted:
@@ -72,7 +75,9 @@ class RowReader:
                 self._account.first_malformed = f"{place}: {result.reason}"
             return None
         self._account.add(behaviour, split, "read")
-        return Pair(behaviour, result, weight, {name: row.get(name) for name in EXTRAS if name in part.columns})
+        pair = self._maker.pair(behaviour, result, weight)
+        self.table.add(pair, result, {name: row.get(name) for name in EXTRAS if name in part.columns})
+        return pair
 
     def _weight(self, part: Part, row: dict[str, Any], place: str) -> float:
         weight = check_weight(row.get(self._weight_column), column=self._weight_column, place=place)

@@ -1,12 +1,20 @@
 """Find the data that a name means: bundled, a file, a folder, a saved data set, or a data set of the hub."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foretune.data.readers import SUFFIXES, Rows, data_stem, data_suffix, read_rows, without_nulls
+from foretune.data.readers import (
+    ROWS_AT_ONCE,
+    SUFFIXES,
+    Rows,
+    data_stem,
+    data_suffix,
+    read_rows,
+    without_null_entries,
+)
 from foretune.errors import UserError
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -168,13 +176,7 @@ def _worded_split(stem: str) -> str | None:
 
 def _file_part(path: Path, stem: str | None) -> Part:
     rows = read_rows(path)
-    # Arrow fills the keys that a row lacks with None, at any depth; the other readers keep rows as they are.
-    rows = [_clean(row) for row in rows] if data_suffix(path) == ".parquet" else rows
     return Part(path.name, stem, list(dict.fromkeys(key for row in rows for key in row)), rows)
-
-
-def _clean(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: without_nulls(value) for key, value in row.items()}
 
 
 def _read_saved(folder: Path, wanted: Collection[str]) -> Source:
@@ -210,15 +212,27 @@ def _dataset_splits(loaded: Any, label: str, wanted: Collection[str]) -> dict[st
 def _dataset_part(dataset: Any, label: str, wanted: Collection[str]) -> Part:
     # Only these columns are decoded: others may be large (images, embeddings).
     kept = [column for column in dataset.column_names if column in wanted]
-    rows = [_clean(row) for row in dataset.select_columns(kept).to_list()] if kept else []
-    for column in kept:
-        to_name = getattr(dataset.features[column], "int2str", None)
-        if to_name is None:
-            continue
-        for row in rows:  # a ClassLabel stores numbers for names
-            if row.get(column) is not None:
-                row[column] = to_name(row[column])
-    return Part(label, None, list(dataset.column_names), rows)
+    return Part(label, None, list(dataset.column_names), DatasetRows(dataset.select_columns(kept)) if kept else [])
+
+
+class DatasetRows:
+    """The rows of a `datasets.Dataset`, from its memory-mapped file at every pass."""
+
+    def __init__(self, dataset: Any) -> None:
+        """Read nothing yet."""
+        self._dataset = dataset
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """One pass. A ClassLabel stores numbers for names."""
+        names = {column: getattr(feature, "int2str", None) for column, feature in self._dataset.features.items()}
+        for batch in self._dataset.with_format("arrow").iter(ROWS_AT_ONCE):
+            for row in batch.to_pylist():
+                row |= {
+                    column: to_name(row[column])
+                    for column, to_name in names.items()
+                    if to_name and row[column] is not None
+                }
+                yield without_null_entries(row)
 
 
 def _first_line(error: Exception) -> str:

@@ -3,29 +3,74 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 from foretune.data.formats import Triple, two_answers
 
+# A behaviour with more different answers than these has no two answers.
+DISTINCT_ANSWERS = 100
 
-@dataclass(slots=True)
-class Pair:
-    """One usable row. `prompt_key` and `key` are equal exactly for equal prompts and equal triples."""
+
+class Pair(NamedTuple):
+    """What is kept in memory of one usable row; its texts are in a table.
+
+    Attributes:
+        behaviour: its behaviour.
+        weight: its weight.
+        pair_id: a hash of behaviour, triple and how often that has occurred before.
+        prompt_key: a hash of prompt and seed, which decides what is held out.
+        key: a hash of the triple.
+        answers: chosen and rejected; None where they are conversations or free text.
+    """
 
     behaviour: str
-    triple: Triple
     weight: float
-    extras: dict[str, Any] = field(default_factory=dict)
-    prompt_key: str = ""
-    key: str = ""
-    pair_id: int = 0
+    pair_id: int
+    prompt_key: int
+    key: int
+    answers: tuple[str, str] | None
 
-    def __post_init__(self) -> None:
-        """Compute both keys."""
-        self.prompt_key = canonical(self.triple.prompt)
-        self.key = canonical(list(self.triple))
+
+class PairMaker:
+    """Makes pairs of triples.
+
+    Args:
+        seed: changes which prompts are held out.
+    """
+
+    def __init__(self, seed: int) -> None:
+        """Nothing has occurred yet."""
+        self._seed = seed
+        self._seen: dict[str, Counter[int]] = {}
+        self._couples: dict[str, dict[tuple[str, str], tuple[str, str]] | None] = {}
+
+    def pair(self, behaviour: str, triple: Triple, weight: float) -> Pair:
+        """The next pair."""
+        whole, seen = canonical(list(triple)), self._seen.setdefault(behaviour, Counter())
+        key = stable_hash(whole)
+        pair_id = stable_hash(behaviour, whole, seen[key])
+        seen[key] += 1
+        prompt_key = stable_hash(self._seed, canonical(triple.prompt))
+        return Pair(behaviour, weight, pair_id, prompt_key, key, self._answers(behaviour, triple))
+
+    def without_free_text(self, pairs: Iterable[Pair]) -> list[Pair]:
+        """Forget the answers of behaviours that turned out to have more than a few different ones."""
+        return [
+            pair if pair.answers is None or self._couples[pair.behaviour] is not None else pair._replace(answers=None)
+            for pair in pairs
+        ]
+
+    def _answers(self, behaviour: str, triple: Triple) -> tuple[str, str] | None:
+        """One tuple for all equal couples of a behaviour."""
+        couples = self._couples.setdefault(behaviour, {})
+        if couples is None or not isinstance(triple.chosen, str):
+            return None
+        couple = (triple.chosen, triple.rejected)
+        if couple not in couples and len(couples) == DISTINCT_ANSWERS:
+            self._couples[behaviour] = None
+            return None
+        return couples.setdefault(couple, couple)
 
 
 def canonical(value: Any) -> str:
@@ -39,15 +84,7 @@ def stable_hash(*parts: Any) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def number_pairs(pairs: Iterable[Pair]) -> None:
-    """Give each pair its id: a hash of behaviour, triple and how often that has occurred before."""
-    seen: Counter[tuple[str, str]] = Counter()
-    for pair in pairs:
-        pair.pair_id = stable_hash(pair.behaviour, pair.key, seen[pair.behaviour, pair.key])
-        seen[pair.behaviour, pair.key] += 1
-
-
-def held_out_prompts(pairs: Sequence[Pair], *, test_fraction: float, seed: int) -> set[str]:
+def held_out_prompts(pairs: Sequence[Pair], *, test_fraction: float) -> set[int]:
     """Choose the prompts (as prompt keys) to hold out, about `test_fraction` of each behaviour's.
 
     Behaviours are taken in sorted order; each holds out round(test_fraction * its number of prompts) of them, those
@@ -55,22 +92,19 @@ def held_out_prompts(pairs: Sequence[Pair], *, test_fraction: float, seed: int) 
     training; of a two-answer behaviour equally many that prefer each answer, so that training stays as balanced as the
     data. Never are all prompts held out, and the only prompt of a behaviour never is.
     """
-    prompts: dict[str, set[str]] = {}
-    examples: dict[tuple[str, str], Pair] = {}
-    for pair in sorted(pairs, key=lambda pair: pair.key):
-        prompts.setdefault(pair.behaviour, set()).add(pair.prompt_key)
-        examples.setdefault((pair.behaviour, pair.prompt_key), pair)
-    rank = {key: (stable_hash(seed, key), key) for key in set().union(*prompts.values())}
+    # the example of a prompt: the pair with the first answers
+    prompts: dict[str, dict[int, Pair]] = {}
+    for pair in sorted(pairs, key=lambda pair: canonical(pair.answers) if pair.answers else ""):
+        prompts.setdefault(pair.behaviour, {}).setdefault(pair.prompt_key, pair)
     # A behaviour with a single prompt would have nothing to learn from without it.
-    train = {next(iter(keys)) for keys in prompts.values() if len(keys) == 1}
-    test: set[str] = set()
+    train = {next(iter(examples)) for examples in prompts.values() if len(examples) == 1}
+    test: set[int] = set()
     for behaviour in sorted(prompts):
-        keys = prompts[behaviour]
-        wanted = min(round(test_fraction * len(keys)), len(keys) - 1)
-        free = sorted(keys - train - test, key=rank.__getitem__)
-        ranked = _balanced([examples[behaviour, key] for key in free])
-        test.update(pair.prompt_key for pair in ranked[: max(0, wanted - len(keys & test))])
-        train.update(keys - test)
+        examples = prompts.pop(behaviour)
+        wanted = min(round(test_fraction * len(examples)), len(examples) - 1)
+        ranked = _balanced([examples[key] for key in sorted(examples.keys() - train - test)])
+        test.update(pair.prompt_key for pair in ranked[: max(0, wanted - len(examples.keys() & test))])
+        train.update(examples.keys() - test)
     return test
 
 
@@ -95,10 +129,10 @@ def limit_pairs(pairs: Sequence[Pair], *, limit: int, seed: int) -> tuple[list[P
 
 def _balanced(ranked: list[Pair]) -> list[Pair]:
     """Alternate between the two preferred answers; leave any other behaviour as it is."""
-    answers = two_answers((pair.triple.chosen, pair.triple.rejected) for pair in ranked)
+    answers = two_answers(pair.answers or (None, None) for pair in ranked)
     if answers is None:
         return ranked
-    by_answer = [[pair for pair in ranked if pair.triple.chosen == answer] for answer in answers]
+    by_answer = [[pair for pair in ranked if pair.answers and pair.answers[0] == answer] for answer in answers]
     shared = min(map(len, by_answer))
     alternating = [pair for couple in zip(*by_answer, strict=False) for pair in couple]
     return alternating + by_answer[0][shared:] + by_answer[1][shared:]

@@ -1,57 +1,129 @@
-"""Build the `datasets` tables from pairs."""
+"""The `datasets` table of all usable rows, written block by block to a temporary file and mapped from there."""
 
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foretune.data.formats import Triple
 from foretune.data.splits import Pair
 from foretune.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow
 
 EXTRAS = ("tools", "chat_template_kwargs")
+ROWS_AT_ONCE = 1000
+# Their files are mapped by data sets that may live until the process ends.
+_FOLDERS: list[tempfile.TemporaryDirectory] = []
 
 
-def build_dataset(pairs: Sequence[Pair]) -> "datasets.Dataset":
-    """Return the rows, in order, with the columns that `PreferenceData` documents.
+class TableWriter:
+    """Takes rows one by one; the table has the columns that `PreferenceData` documents."""
 
-    Raises:
-        UserError: some pairs are text and others conversations, or messages of one key differ in type.
-    """
-    import datasets
+    def __init__(self) -> None:
+        """Make the temporary folder."""
+        _FOLDERS.append(tempfile.TemporaryDirectory(prefix="foretune-data-", ignore_cleanup_errors=True))
+        self._folder = Path(_FOLDERS[-1].name)
+        self._rows: list[dict[str, Any]] = []
+        self._files: list[Path] = []
+        self._stream: Any = None
+        self._schema: Any = None
+        self._extras: set[str] = set()
+        self._counts = {"text": 0, "conversations": 0}
+
+    def add(self, pair: Pair, triple: Triple, extras: dict[str, Any]) -> None:
+        """Add one row."""
+        self._counts["conversations" if isinstance(triple.prompt, list) else "text"] += 1
+        self._extras |= {name for name in EXTRAS if extras.get(name)}
+        self._rows.append(
+            {
+                "pair_id": pair.pair_id,
+                **triple._asdict(),
+                "behaviour": pair.behaviour,
+                "weight": pair.weight,
+                "tools": _as_json(extras.get("tools")),
+                "chat_template_kwargs": extras.get("chat_template_kwargs") or {},
+            }
+        )
+        if len(self._rows) == ROWS_AT_ONCE:
+            self._write()
+
+    def finish(self) -> "datasets.Dataset":
+        """All rows in their order.
+
+        Raises:
+            UserError: some rows are text and others conversations, or messages of one key differ in type.
+        """
+        import datasets
+
+        _check_one_kind(self._counts)
+        self._write()
+        self._stream.close()
+        file = self._files[0] if len(self._files) == 1 else self._joined()
+        table = datasets.Dataset.from_file(str(file))
+        return table.remove_columns([name for name in EXTRAS if name not in self._extras])
+
+    def _write(self) -> None:
+        """Write a block; one whose messages have other keys begins a new file."""
+        import pyarrow
+
+        rows, self._rows = self._rows, []
+        if not rows or all(self._counts.values()):
+            return  # `finish` will refuse a mixture of both
+        with _one_type():
+            block = pyarrow.table({name: _column(name, rows) for name in rows[0]})
+        if block.schema != self._schema:
+            if self._stream is not None:
+                self._stream.close()
+            self._files.append(self._folder / f"rows-{len(self._files)}.arrow")
+            self._stream = pyarrow.ipc.new_stream(str(self._files[-1]), block.schema)
+            self._schema = block.schema
+        self._stream.write_table(block)
+
+    def _joined(self) -> Path:
+        """One file of all, in which a message has the keys of every file."""
+        import pyarrow
+
+        with _one_type():
+            schemas = [pyarrow.ipc.open_stream(str(file)).schema for file in self._files]
+            schema = pyarrow.unify_schemas(schemas, promote_options="permissive")
+            with pyarrow.ipc.new_stream(str(self._folder / "rows.arrow"), schema) as stream:
+                for file in self._files:
+                    for batch in pyarrow.ipc.open_stream(str(file)):
+                        stream.write_table(pyarrow.Table.from_pylist(batch.to_pylist(), schema=schema))
+                    file.unlink()
+        return self._folder / "rows.arrow"
+
+
+@contextmanager
+def _one_type() -> Iterator[None]:
     import pyarrow
 
     try:
-        table = pyarrow.table({name: pyarrow.array(values) for name, values in _columns(pairs).items()})
+        yield
     except pyarrow.ArrowException as error:
         raise UserError(
             f"the rows do not fit one table: {str(error).splitlines()[0]}; give each key of messages one type."
         ) from error
-    return datasets.Dataset(table)
 
 
-def check_one_kind(pairs: Sequence[Pair]) -> None:
-    """Raise a UserError when some pairs are text and others conversations: no template fits both."""
-    conversations = sum(isinstance(pair.triple.prompt, list) for pair in pairs)
-    if 0 < conversations < len(pairs):
+def _check_one_kind(counts: dict[str, int]) -> None:
+    """No template fits both texts and conversations."""
+    if all(counts.values()):
         raise UserError(
-            f"{conversations} rows are conversations and {len(pairs) - conversations} are text; "
+            f"{counts['conversations']} rows are conversations and {counts['text']} are text; "
             "load them as two data sets."
         )
 
 
-def _columns(pairs: Sequence[Pair]) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {"pair_id": [pair.pair_id for pair in pairs]}
-    for name in ("prompt", "chosen", "rejected"):
-        columns[name] = [getattr(pair.triple, name) for pair in pairs]
-    columns["behaviour"] = [pair.behaviour for pair in pairs]
-    columns["weight"] = [pair.weight for pair in pairs]
-    if any(pair.extras.get("tools") for pair in pairs):
-        columns["tools"] = [_as_json(pair.extras.get("tools")) for pair in pairs]
-    if any(pair.extras.get("chat_template_kwargs") for pair in pairs):
-        columns["chat_template_kwargs"] = [pair.extras.get("chat_template_kwargs") or {} for pair in pairs]
-    return columns
+def _column(name: str, rows: list[dict[str, Any]]) -> "pyarrow.Array":
+    import pyarrow
+
+    return pyarrow.array([row[name] for row in rows], type=pyarrow.string() if name == "tools" else None)
 
 
 def _as_json(tools: Any) -> str | None:

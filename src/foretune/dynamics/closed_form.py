@@ -15,7 +15,8 @@ from scipy.stats import norm
 
 from foretune.objectives import Objective
 from foretune.objectives.base import FloatArray
-from foretune.statistics.samples import Sample, TwoClasses
+from foretune.statistics.moments import RowSource, blocks_of, second_moment_norm
+from foretune.statistics.samples import mean_of_rows
 
 
 def slope_at_start(objective: Objective) -> float:
@@ -48,7 +49,7 @@ def loss_drop_bound(time: FloatArray, mean_feature_norm: float, objective: Objec
     return -initial_loss_rate(mean_feature_norm, objective) * np.asarray(time)
 
 
-def linear_deviation(time: FloatArray, features: FloatArray, objective: Objective) -> FloatArray:
+def linear_deviation(time: FloatArray, features: RowSource, objective: Objective) -> FloatArray:
     """ρ(t): bound of the relative deviation of weight growth from linear (T3): ℓ″(0) λ_max t/2 = β²λt/4.
 
     λ_max is of (1/n) Σ φφᵀ; the paper's λ, of (1/n) Σ xxᵀ, is half of it.
@@ -58,7 +59,7 @@ def linear_deviation(time: FloatArray, features: FloatArray, objective: Objectiv
         features: φ, shape (n, dim).
         objective: DPO or another with its largest curvature at 0.
     """
-    largest = np.linalg.norm(features, 2) ** 2 / len(features)
+    largest = second_moment_norm(features)
     return float(objective.curvature(np.array(0.0))) * largest / 2 * np.asarray(time)
 
 
@@ -108,15 +109,16 @@ class EarlyAccuracy:
     spread_minus: float
 
     @classmethod
-    def of_classes(cls, plus: FloatArray, minus: FloatArray) -> "EarlyAccuracy":
-        """From the rows of both classes, shapes (n₊, dim) and (n₋, dim)."""
-        gap = plus.mean(0) - minus.mean(0)
+    def of_classes(cls, plus: RowSource, minus: RowSource) -> "EarlyAccuracy":
+        """From the rows of both classes, shapes (n₊, dim) and (n₋, dim), read in blocks."""
+        means = [mean_of_rows(rows) for rows in (plus, minus)]
+        gap = means[0] - means[1]
         distance = float(np.linalg.norm(gap))
         along = gap / (distance or 1.0)
-        offset = float((np.sum(plus.mean(0) ** 2) - np.sum(minus.mean(0) ** 2)) / (2 * (distance or 1.0)))
-        spreads = [float((rows @ along).std(ddof=1)) for rows in (plus, minus)]
+        offset = float((np.sum(means[0] ** 2) - np.sum(means[1] ** 2)) / (2 * (distance or 1.0)))
+        places = [np.concatenate([block @ along for block in blocks_of(rows)]) for rows in (plus, minus)]
         smallest = 1e-12 * max(distance, 1.0)  # a class without any spread is as good as a very small one
-        return cls(distance, offset, *(max(spread, smallest) for spread in spreads))
+        return cls(distance, offset, *(max(float(place.std(ddof=1)), smallest) for place in places))
 
     def gaussian(self) -> float:
         """Accuracy if both classes are Gaussian: mean of Φ((‖Δ‖/2 ± c)/spread)."""
@@ -139,12 +141,14 @@ class EarlyAccuracy:
         return share
 
 
-def early_theory(features: FloatArray, sample: Sample, objective: Objective, *, time: float) -> dict[str, float]:
-    """What the closed forms say of one behaviour trained alone by gradient flow.
+def early_theory(
+    features: RowSource, classes: tuple[RowSource, RowSource] | None, objective: Objective, *, time: float
+) -> dict[str, float]:
+    """What the closed forms say of one behaviour trained alone by gradient flow; all rows, read in blocks.
 
     Args:
         features: φ of its training pairs, shape (n, dim).
-        sample: the same pairs' hidden states.
+        classes: hidden states of D+ and D−, shapes (n₊, dim) and (n₋, dim), two rows at least; None: no two classes.
         objective: the loss.
         time: Σ learning rates of the run.
 
@@ -153,7 +157,7 @@ def early_theory(features: FloatArray, sample: Sample, objective: Objective, *, 
         `time` (T2); linear_deviation at `time` (T3; far above 1: growth is no longer linear by then); for Yes/No
         behaviours early_accuracy (Gaussian classes) and guaranteed_accuracy (any distribution) (T5).
     """
-    length = float(np.linalg.norm(features.mean(0)))
+    length = float(np.linalg.norm(mean_of_rows(features)))
     found = {
         "initial_loss_rate": initial_loss_rate(length, objective),
         "initial_margin_rate": initial_margin_rate(length, objective),
@@ -161,7 +165,7 @@ def early_theory(features: FloatArray, sample: Sample, objective: Objective, *, 
         "loss_drop_bound": float(loss_drop_bound(np.array(time), length, objective)),
         "linear_deviation": float(linear_deviation(np.array(time), features, objective)),
     }
-    if isinstance(sample, TwoClasses) and sample.defined:
-        accuracy = EarlyAccuracy.of_classes(sample.rows[sample.is_plus], sample.rows[~sample.is_plus])
+    if classes is not None:
+        accuracy = EarlyAccuracy.of_classes(*classes)
         found |= {"early_accuracy": accuracy.gaussian(), "guaranteed_accuracy": accuracy.guaranteed()}
     return found

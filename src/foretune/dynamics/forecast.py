@@ -13,9 +13,13 @@ from foretune.dynamics.flow import gradient_flow
 from foretune.dynamics.simulated_run import HeadProblem, simulate_run
 from foretune.objectives import Objective
 from foretune.objectives.base import FloatArray
+from foretune.statistics.behaviours import representatives
+from foretune.statistics.moments import Rows, RowSource, blocks_of
 
 # The second-order closed form diagonalises a matrix of this size at most.
 LARGEST_SPECTRUM = 4096
+# The flow needs its features in memory at every moment: at most so many numbers, 128 MB.
+LARGEST_FEATURES = 2**24
 
 
 class ForecastProblem(NamedTuple):
@@ -25,6 +29,7 @@ class ForecastProblem(NamedTuple):
         head: the exact problem of the unembedding, all rows trained.
         small_head: the same with fewer rows, for the runs of single behaviours; None: those are not wanted.
         features: φ of each pair, shape (n, dim).
+        pair_id: shape (n,); they decide which pairs the flow takes where they are too many.
         behaviour_of: shape (n,).
         split_of: shape (n,).
         weights: row weights, mean 1 over the training pairs, shape (n,).
@@ -37,7 +42,8 @@ class ForecastProblem(NamedTuple):
 
     head: HeadProblem
     small_head: HeadProblem | None
-    features: FloatArray
+    features: RowSource
+    pair_id: np.ndarray
     behaviour_of: np.ndarray
     split_of: np.ndarray
     weights: FloatArray
@@ -128,16 +134,45 @@ def _flows(
     members: NDArray[np.int64] | None = None,
 ) -> list[dict[str, Any]]:
     """Gradient flow and second order on the clock Σ learning rates (the clock of SGD)."""
-    features = problem.features[train].astype(float)
-    seen = problem.features[problem.observed if members is None else members].T
-    paths = {"gradient_flow": gradient_flow(features, problem.weights[train], problem.objective, times=times)}
+    rows_in_flow = flow_rows(problem, train)
+    features, weights = np.asarray(problem.features[rows_in_flow.pairs], dtype=float), rows_in_flow.weights
+    paths = {"gradient_flow": gradient_flow(features, weights, problem.objective, times=times)}
     uniform = np.ptp(problem.weights[train]) == 0
     if uniform and min(features.shape) <= LARGEST_SPECTRUM:
         paths["second_order"] = second_order_weights(times, features, problem.objective)
+    seen = Rows(problem.features, problem.observed if members is None else members)
     rows = []
     for method, path in paths.items():
-        rows += _rows(problem, method, trained_on, steps, path @ seen, members)
+        margins = np.concatenate([path @ block.T for block in blocks_of(seen)], axis=1)
+        rows += _rows(problem, method, trained_on, steps, margins, members)
     return rows
+
+
+class FlowRows(NamedTuple):
+    """The training pairs that the flow is computed from.
+
+    Attributes:
+        pairs: their indices, shape (m,).
+        weights: row weights, with those of the pairs that they stand for, shape (m,).
+    """
+
+    pairs: NDArray[np.int64]
+    weights: FloatArray
+
+
+def flow_rows(problem: ForecastProblem, train: NDArray[np.int64]) -> FlowRows:
+    """All of `train`; or where their features are more than LARGEST_FEATURES, a share of each behaviour's.
+
+    The share is drawn by pair id and stands for the rest: its weights keep the behaviour's total.
+    """
+    limit = max(LARGEST_FEATURES // problem.features.shape[1], 1)
+    if len(train) <= limit:
+        return FlowRows(train, problem.weights[train])
+    owner = np.unique(problem.behaviour_of[train], return_inverse=True)[1]
+    chosen = representatives(problem.pair_id[train], owner, limit)
+    weights = problem.weights[train]
+    totals, kept = np.bincount(owner, weights), np.bincount(owner[chosen], weights[chosen])
+    return FlowRows(train[chosen], weights[chosen] * (totals / np.where(kept > 0, kept, 1.0))[owner[chosen]])
 
 
 def _rows(

@@ -4,6 +4,8 @@ When only the unembedding W is trained, the hidden states never change, so the w
 states without the model. The loop is transformers' `Trainer` itself, with the user's arguments: optimiser, schedule,
 warm-up, clipping, accumulation, epochs, seed and batch order are the real ones by construction.
 
+The states of a large data set stay on the disk: a batch's states are read when it is computed.
+
 Most rows of W hardly matter: a token of probability ~0 neither moves margins nor is moved by SGD. With `mass` < 1 only
 the rows that carry that share of the probability are trained, the others are held as a constant in the normaliser (our
 own approximation, for many runs at little cost); `mass=1` trains all rows, and the run is then exact to rounding.
@@ -11,7 +13,7 @@ own approximation, for many runs at little cost); `mass=1` trains all rows, and 
 
 import copy
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +23,17 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from foretune.dynamics.curves import observation_steps
-from foretune.models.batches import Targets
+from foretune.models.batches import Targets, num_states, targets_of
+from foretune.models.encoding import EncodedPair
 from foretune.models.head import Head
 from foretune.objectives import Objective
 from foretune.scores.log_probs import sum_by_response
+from foretune.statistics.moments import RowSource
 
 STATES_AT_ONCE = 256
+PAIRS_AT_ONCE = 128
+# States of at most so many numbers are kept in memory, 256 MB.
+LARGEST_STATES = 2**26
 
 
 class HeadProblem(NamedTuple):
@@ -34,19 +41,46 @@ class HeadProblem(NamedTuple):
 
     Attributes:
         head: the reference's output layer, restricted to the trained rows.
-        states: scored hidden states, float32, shape (states, hidden).
-        targets: scored tokens, as indices into the trained rows.
+        states: scored hidden states, shape (states, hidden), float32 in memory or on the disk.
+        pairs: what is scored on them.
+        first_state: where each pair's states begin, and where the last one's end, shape (pairs + 1,).
+        row_of: the trained row of each token, −1 where it has none, shape (vocabulary,); None: all rows are trained.
         rest: log Σ exp(logit) over the rows that are not trained, shape (states,); None where all are trained.
         reference: log-probabilities of chosen and rejected under the reference, shape (2, pairs).
-        first_target: where each pair's targets begin, and where the last one's end.
     """
 
     head: Head
-    states: Tensor
-    targets: Targets
+    states: RowSource | Tensor
+    pairs: Sequence[EncodedPair]
+    first_state: NDArray[np.int64]
+    row_of: Tensor | None
     rest: Tensor | None
     reference: Tensor
-    first_target: list[int]
+
+    def block(self, members: Sequence[int]) -> "StateBlock":
+        """States and targets of some pairs, on the device of the head."""
+        device = self.head.weight.device
+        where = np.concatenate([np.arange(*self.first_state[member : member + 2]) for member in members])
+        states = self.states[where]
+        states = states if isinstance(states, Tensor) else torch.from_numpy(states).float().to(device)
+        targets = Targets(*(part.to(device) for part in targets_of([self.pairs[member] for member in members])))
+        if self.row_of is not None:
+            targets = targets._replace(token=self.row_of[targets.token])
+        return StateBlock(torch.from_numpy(where).to(device), states, targets)
+
+
+class StateBlock(NamedTuple):
+    """The scored hidden states of some pairs.
+
+    Attributes:
+        where: index of each among all states, shape (states,).
+        states: shape (states, hidden), float32.
+        targets: what is scored on them, numbered within the block.
+    """
+
+    where: Tensor
+    states: Tensor
+    targets: Targets
 
 
 class SimulatedRun(NamedTuple):
@@ -64,52 +98,71 @@ class SimulatedRun(NamedTuple):
 
 
 @torch.no_grad()
-def head_problem(head: Head, states: Tensor, targets: Targets, num_pairs: int, *, mass: float = 1.0) -> HeadProblem:
+def head_problem(
+    head: Head, states: RowSource | Tensor, pairs: Sequence[EncodedPair], *, mass: float = 1.0
+) -> HeadProblem:
     """Prepare the problem, choosing the rows of W to train.
 
     Args:
         head: the reference's output layer, float32.
-        states: scored hidden states, shape (states, hidden).
-        targets: scored tokens; grouped by pair, in the order of pairs.
-        num_pairs: number of pairs.
+        states: scored hidden states, shape (states, hidden), pair by pair; those on the disk are left there if they are
+            more than LARGEST_STATES numbers.
+        pairs: all pairs, trained on or not.
         mass: probability that the trained rows carry together, averaged over the states.
     """
-    device = head.weight.device
-    first_target = torch.searchsorted(targets.pair.contiguous(), torch.arange(num_pairs + 1)).tolist()
-    targets = Targets(*(part.to(device) for part in targets))
-    problem = HeadProblem(head, states.float().to(device), targets, None, torch.empty(0), first_target)
+    first = np.concatenate([[0], np.cumsum([num_states(pair) for pair in pairs])])
+    if isinstance(states, Tensor) or np.prod(states.shape) <= LARGEST_STATES:
+        states = torch.as_tensor(states[: int(first[-1])]).float().to(head.weight.device)
+    problem = HeadProblem(head, states, pairs, first, None, None, torch.empty(0))
     if mass < 1:
         problem = _with_fewer_rows(problem, mass)
-    pairs = torch.arange(num_pairs)
-    return problem._replace(reference=_log_probs_in_parts(problem, problem.head.weight, pairs))
+    return problem._replace(reference=_log_probs_in_parts(problem, problem.head.weight, torch.arange(len(pairs))))
 
 
 def _with_fewer_rows(problem: HeadProblem, mass: float) -> HeadProblem:
-    head, states, targets = problem.head, problem.states, problem.targets
-    device = head.weight.device
-    probability = torch.zeros(len(head.weight), device=device)
-    for chunk in _moving_states(problem).split(STATES_AT_ONCE):
-        probability += torch.softmax(head.logits(chunk), -1).sum(0)
+    head, device = problem.head, problem.head.weight.device
+    probability = _moving_probability(problem)
     order = torch.argsort(probability, descending=True)
     carried = torch.cumsum(probability[order].double(), 0)
     enough = int(torch.searchsorted(carried, mass * carried[-1])) + 1
-    active = torch.unique(torch.cat([order[:enough], targets.token]))
+    scored = torch.zeros(len(probability), dtype=torch.bool, device=device)
+    for block in _blocks(problem):
+        scored[block.targets.token] = True
+    active = torch.unique(torch.cat([order[:enough], torch.nonzero(scored)[:, 0]]))
     others = torch.ones(len(probability), dtype=torch.bool, device=device).index_fill(0, active, False)
-    rest = [torch.logsumexp(head.logits(chunk)[:, others], -1) for chunk in states.split(STATES_AT_ONCE)]
-    renumbered = torch.full((len(probability),), -1, device=device)
-    renumbered[active] = torch.arange(len(active), device=device)
+    rest = [
+        torch.logsumexp(head.logits(chunk)[:, others], -1)
+        for block in _blocks(problem)
+        for chunk in block.states.split(STATES_AT_ONCE)
+    ]
+    row_of = torch.full((len(probability),), -1, device=device)
+    row_of[active] = torch.arange(len(active), device=device)
     return problem._replace(
         head=head._replace(weight=head.weight[active], bias=None if head.bias is None else head.bias[active]),
-        targets=targets._replace(token=renumbered[targets.token]),
+        row_of=row_of,
         rest=torch.cat(rest),
     )
 
 
-def _moving_states(problem: HeadProblem) -> Tensor:
-    """States whose softmax matters: where chosen and rejected start from the same state, it cancels in the margin."""
-    count = problem.states.new_zeros(len(problem.states)).index_add(0, problem.targets.state, problem.targets.sign)
-    moving = problem.states[count != 0]
-    return moving if len(moving) else problem.states[:1]
+def _moving_probability(problem: HeadProblem) -> Tensor:
+    """Σ of the softmax over the states where it matters; shape (vocabulary,).
+
+    Where chosen and rejected start from the same state, it cancels in the margin.
+    """
+    probability = torch.zeros(len(problem.head.weight), device=problem.head.weight.device)
+    for block in _blocks(problem):
+        count = block.states.new_zeros(len(block.states)).index_add(0, block.targets.state, block.targets.sign)
+        for chunk in block.states[count != 0].split(STATES_AT_ONCE):
+            probability += torch.softmax(problem.head.logits(chunk), -1).sum(0)
+    if not probability.any():
+        probability += torch.softmax(problem.head.logits(problem.block([0]).states[:1]), -1)[0]
+    return probability
+
+
+def _blocks(problem: HeadProblem) -> Iterator[StateBlock]:
+    """All states in order, those of some pairs at a time."""
+    for start in range(0, len(problem.pairs), PAIRS_AT_ONCE):
+        yield problem.block(range(start, min(start + PAIRS_AT_ONCE, len(problem.pairs))))
 
 
 def simulate_run(
@@ -172,7 +225,7 @@ class _HeadTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: ARG002
         pairs = inputs["pair"].cpu()
-        with torch.autocast(self.problem.states.device.type, enabled=False):
+        with torch.autocast(self.problem.head.weight.device.type, enabled=False):
             scores = _log_probs(self.problem, model(), pairs) - self.problem.reference[:, pairs]
             losses = self.objective.torch_value(scores[0] - scores[1])
         return (self.weights[pairs].to(losses) * losses).mean()
@@ -244,21 +297,14 @@ def _quiet(arguments: TrainingArguments, scratch: str) -> TrainingArguments:
 
 def _log_probs(problem: HeadProblem, weight: Tensor, pairs: Tensor) -> Tensor:
     """Log-probabilities of chosen and rejected of some pairs under W, shape (2, len(pairs))."""
-    device, first = problem.states.device, problem.first_target
-    members = [range(first[pair], first[pair + 1]) for pair in pairs.tolist()]
-    chosen = torch.tensor([target for member in members for target in member], device=device)
-    owner = torch.tensor([number for number, member in enumerate(members) for _ in member], device=device)
-    wanted, state = torch.unique(problem.targets.state[chosen], return_inverse=True)
-    states = problem.states[wanted]
+    where, states, targets = problem.block(pairs.tolist())
     logits = problem.head._replace(weight=weight).logits(states)
     normaliser = torch.logsumexp(logits, -1)
     if problem.rest is not None:
-        normaliser = torch.logaddexp(normaliser, problem.rest[wanted])
-    token = problem.targets.token[chosen]
-    scored = logits[state, token] - normaliser[state]
-    targets = Targets(state, token, owner, problem.targets.sign[chosen])
+        normaliser = torch.logaddexp(normaliser, problem.rest[where])
+    scored = logits[targets.state, targets.token] - normaliser[targets.state]
     return torch.stack(sum_by_response(scored, targets, len(pairs)))
 
 
 def _log_probs_in_parts(problem: HeadProblem, weight: Tensor, pairs: Tensor) -> Tensor:
-    return torch.cat([_log_probs(problem, weight, part) for part in pairs.split(128)], dim=1)
+    return torch.cat([_log_probs(problem, weight, part) for part in pairs.split(PAIRS_AT_ONCE)], dim=1)

@@ -36,10 +36,10 @@ class Probes(NamedTuple):
 
 def probe(model: torch.nn.Module, pairs: Sequence[EncodedPair]) -> Probes:
     """Probe a model on the shortest, the longest and some pairs between them."""
-    by_length = sorted(pairs, key=lambda pair: len(pair.prompt_ids) + len(pair.chosen_ids))
-    members = [
-        by_length[round(place)] for place in torch.linspace(0, len(pairs) - 1, min(PROBE_PAIRS, len(pairs))).tolist()
-    ]
+    lengths = torch.tensor([len(pair.prompt_ids) + len(pair.chosen_ids) for pair in pairs])
+    by_length = torch.argsort(lengths, stable=True).tolist()
+    places = torch.linspace(0, len(pairs) - 1, min(PROBE_PAIRS, len(pairs))).tolist()
+    members = [pairs[by_length[round(place)]] for place in places]
     whole = _scores(model, members, packed=False)
     twice = _difference(whole, _scores(model, members, packed=False))
     split = _difference(whole, torch.cat([_scores(model, [pair], packed=False) for pair in members], 1))

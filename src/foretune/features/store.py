@@ -1,10 +1,12 @@
 """Feature shards on disk: safetensors written atomically, checked on reading, one shard a block of pairs."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -51,17 +53,23 @@ class ShardStore:
                 "what was written so far is kept."
             ) from error
 
-    def read(self, index: int, names: Sequence[str]) -> dict[str, Tensor]:
-        """The named tensors of shard `index`, memory-mapped."""
-        with safe_open(self.path(index), framework="pt") as file:
-            if (file.metadata() or {}).get("key") != self.key:
-                raise ValueError(f"{self.path(index)} belongs to another computation.")
-            return {name: file.get_tensor(name) for name in names}
+    def read(self, index: int, name: str, num_rows: int) -> Tensor:
+        """A named tensor of shard `index`, memory-mapped: a page is read from the disk when it is touched.
 
-    def concatenated(self, count: int, names: Sequence[str]) -> dict[str, Tensor]:
-        """The named tensors of shards 0..count−1, joined along the first axis."""
-        parts = [self.read(index, names) for index in range(count)]
-        return {name: torch.cat([part[name] for part in parts]) for name in names}
+        Raises:
+            UserError: the shard is missing, truncated, of another computation, or has other than `num_rows` rows.
+        """
+        fault = "belongs to another computation"
+        try:
+            with safe_open(self.path(index), framework="pt") as file:
+                if (file.metadata() or {}).get("key") == self.key:
+                    tensor = file.get_tensor(name)
+                    if len(tensor) == num_rows:
+                        return tensor
+                    fault = f"has {len(tensor)} rows of {name} instead of {num_rows}"
+        except (OSError, SafetensorError) as error:
+            fault = f"cannot be read ({error})"
+        raise UserError(f"{self.path(index)} {fault}: repeat the command, which computes again what is missing.")
 
     def discard_foreign(self, count: int) -> None:
         """Remove shards beyond `count` or of another key, and leftovers of killed writers."""
@@ -73,3 +81,36 @@ class ShardStore:
     def _files(self) -> Iterator[Path]:
         yield from self.folder.glob("states-*.safetensors")
         yield from self.folder.glob("states-*.partial")
+
+
+class ShardColumn:
+    """Rows of one named tensor, read from the shards when they are asked for.
+
+    Args:
+        store: where the shards are.
+        name: of the tensor.
+        bounds: where each shard's rows begin, and where the last one's end, shape (shards + 1,).
+    """
+
+    def __init__(self, store: ShardStore, name: str, bounds: NDArray[np.int64]) -> None:
+        """Read the first shard's shape alone."""
+        self._store, self._name, self._bounds = store, name, bounds
+        self.shape = (len(self), *self._shard(0).shape[1:])
+
+    def __len__(self) -> int:
+        """Number of rows in all shards."""
+        return int(self._bounds[-1])
+
+    def __getitem__(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """The rows with these indices, in any order, as float32."""
+        rows = np.arange(len(self))[rows] if isinstance(rows, slice) else rows
+        found = np.empty((len(rows), *self.shape[1:]), dtype=np.float32)
+        shard = np.searchsorted(self._bounds, rows, side="right") - 1
+        for index in np.unique(shard):
+            here = shard == index
+            wanted = torch.from_numpy(rows[here] - self._bounds[index])
+            found[here] = self._shard(index)[wanted].float().numpy()
+        return found
+
+    def _shard(self, index: int) -> Tensor:
+        return self._store.read(index, self._name, int(self._bounds[index + 1] - self._bounds[index]))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foretune.features.sketch import TensorSketch
-from foretune.features.store import ShardStore
+from foretune.features.store import ShardColumn, ShardStore
 from foretune.models.batches import Targets, num_states, targets_of
 from foretune.models.dtype import float32_products_of
 from foretune.models.encoding import EncodedPair
@@ -29,35 +29,23 @@ PAIRS_PER_SHARD = 256
 
 
 class PairFeatures(NamedTuple):
-    """What one pass measured, rows in the order of the pairs given.
+    """What one pass measured, rows in the order of the pairs given. Columns are on the disk until rows are asked for.
 
     Attributes:
         chosen_logp: reference log-probabilities of the chosen responses, float64, shape (n,).
         rejected_logp: those of the rejected responses.
-        first_state: the final hidden state at the last prompt token, float64, shape (n, hidden).
-        chosen_mean: mean final hidden state over the chosen response's tokens, float64, shape (n, hidden).
+        first_state: the final hidden state at the last prompt token, shape (n, hidden).
+        chosen_mean: mean final hidden state over the chosen response's tokens, shape (n, hidden).
         rejected_mean: the same of the rejected response.
-        sketch: φ, float32, shape (n, sketch_dim); inner products estimate those of ∇_W margin.
+        sketch: φ, shape (n, sketch_dim); inner products estimate those of ∇_W margin.
     """
 
     chosen_logp: NDArray[np.float64]
     rejected_logp: NDArray[np.float64]
-    first_state: NDArray[np.float64]
-    chosen_mean: NDArray[np.float64]
-    rejected_mean: NDArray[np.float64]
-    sketch: NDArray[np.float32]
-
-
-class StateBlock(NamedTuple):
-    """The scored hidden states of consecutive pairs.
-
-    Attributes:
-        states: shape (states, hidden), in the dtype of the pass.
-        targets: what is scored on them.
-    """
-
-    states: Tensor
-    targets: Targets
+    first_state: ShardColumn
+    chosen_mean: ShardColumn
+    rejected_mean: ShardColumn
+    sketch: ShardColumn
 
 
 def measure_pairs(
@@ -68,8 +56,8 @@ def measure_pairs(
     sketch_dim: int = 4096,
     packed: bool = True,
     progress: Callable[[int], None] = lambda pairs_done: None,
-) -> PairFeatures:
-    """Run the pass, or what is missing of it, and return its results.
+) -> None:
+    """Run the pass, or what is missing of it; `read_features` gives its results.
 
     Args:
         model: the reference model.
@@ -88,7 +76,6 @@ def measure_pairs(
         if not store.has(index):
             store.write(index, _measure_block(forward, head, sketch, pairs[start:stop]))
         progress(stop)
-    return read_features(store, len(pairs))
 
 
 def shard_ranges(count: int) -> list[tuple[int, int]]:
@@ -97,17 +84,22 @@ def shard_ranges(count: int) -> list[tuple[int, int]]:
 
 
 def read_features(store: ShardStore, num_pairs: int) -> PairFeatures:
-    """Read a finished pass back."""
-    tensors = store.concatenated(len(shard_ranges(num_pairs)), PairFeatures._fields)
-    return PairFeatures(
-        **{name: tensor.numpy() if name == "sketch" else tensor.double().numpy() for name, tensor in tensors.items()}
-    )
+    """The results of a finished pass.
+
+    Raises:
+        UserError: a shard is missing or damaged.
+    """
+    bounds = np.array([0, *(stop for _, stop in shard_ranges(num_pairs))])
+    columns = {name: ShardColumn(store, name, bounds) for name in PairFeatures._fields}
+    for name in ("chosen_logp", "rejected_logp"):
+        columns[name] = columns[name][:].astype(np.float64)  # pyright: ignore
+    return PairFeatures(**columns)  # pyright: ignore
 
 
-def read_states(store: ShardStore, pairs: Sequence[EncodedPair]) -> StateBlock:
-    """All scored states with their targets, pairs numbered as in `pairs`."""
-    states = store.concatenated(len(shard_ranges(len(pairs))), ["states"])["states"]
-    return StateBlock(states, targets_of(pairs))
+def read_states(store: ShardStore, num_states: NDArray[np.int64]) -> ShardColumn:
+    """All scored states of a finished pass, pair by pair; `num_states` says how many each pair has, shape (n,)."""
+    first = np.concatenate([[0], np.cumsum(num_states)])
+    return ShardColumn(store, "states", first[[0, *(stop for _, stop in shard_ranges(len(num_states)))]])
 
 
 def open_store(run_folder: Path, key: str) -> ShardStore:

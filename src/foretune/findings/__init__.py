@@ -1,5 +1,5 @@
 """Findings: one file each, evidence and remedy in words, ranked by severity."""
 
-from foretune.findings.finding import Evidence, Finding, find_all
+from foretune.findings.finding import AnswerCounts, Evidence, Finding, find_all
 
-__all__ = ["Evidence", "Finding", "find_all"]
+__all__ = ["AnswerCounts", "Evidence", "Finding", "find_all"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 from scipy.stats import binom, norm
 
 from foretune.findings.finding import Evidence, Finding
@@ -18,12 +19,9 @@ def find(evidence: Evidence) -> Iterator[Finding]:
     for row in evidence.trained():
         if not row["separability"] >= LEAST_SEPARABILITY:
             continue
-        own = [
-            pair["alignment"]
-            for pair in evidence.pairs
-            if pair["split"] == "train" and pair["behaviour"] == row["behaviour"] and pair["alignment"] is not None
-        ]
-        far = sum(alignment < FAR_SIDE for alignment in own)
+        own = evidence.column("alignment", row["behaviour"])
+        own = own[np.isfinite(own)]
+        far = int((own < FAR_SIDE).sum())
         expected = float(norm.cdf(-row["separability"]))
         if far and binom.sf(far - 1, len(own), expected) < TAIL:
             yield Finding(

@@ -1,7 +1,8 @@
 """Turn preference rows into token ids exactly as TRL 1.16's `DPOTrainer` does (its `_prepare_dataset` and collator)."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -24,13 +25,17 @@ class EncodedPair(NamedTuple):
     truncated: bool
 
 
-class Encoded(NamedTuple):
-    """The pairs that training will see, and how many were lost or cut, per (behaviour, split)."""
+class Lost(NamedTuple):
+    """How many pairs were lost or cut, per (behaviour, split)."""
 
-    pairs: list[EncodedPair]
-    too_long: dict[tuple[str, str], int]
-    promptless: dict[tuple[str, str], int]
-    truncated: dict[tuple[str, str], int]
+    too_long: Counter[tuple[str, str]]
+    promptless: Counter[tuple[str, str]]
+    truncated: Counter[tuple[str, str]]
+
+    @classmethod
+    def nothing(cls) -> "Lost":
+        """Counts of zero."""
+        return cls(Counter(), Counter(), Counter())
 
 
 def encode_pair(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], list[int]]:
@@ -64,10 +69,12 @@ def encode(
     split: str,
     max_length: int | None,
     context: int | None = None,
-) -> Encoded:
-    """Encode rows in their order; a row whose prompt alone fills `max_length` is dropped, as TRL does.
+    lost: Lost | None = None,
+) -> Iterator[EncodedPair]:
+    """The pairs that training will see, in their order, one by one.
 
-    So is a row whose prompt leaves no token of its own, because all of it merges with the responses.
+    A row whose prompt alone fills `max_length` is dropped, as TRL does; so is a row whose prompt leaves no token of its
+    own, because all of it merges with the responses.
 
     Args:
         rows: mappings with prompt, chosen, rejected, pair_id, behaviour, weight.
@@ -75,27 +82,25 @@ def encode(
         split: name given to these pairs.
         max_length: tokens kept of prompt plus response (the end is cut); None keeps all.
         context: positions that the model has; rows beyond it are treated in the same way.
+        lost: where to count what was dropped or cut.
     """
     limits = [limit for limit in (max_length, context) if limit]
     limit = min(limits) if limits else None
-    encoded = Encoded([], {}, {}, {})
+    lost = lost or Lost.nothing()
     for row in rows:
         prompt, chosen, rejected = encode_pair(row, tokenizer)
         group = (row["behaviour"], split)
         if limit is not None and len(prompt) >= limit:
-            encoded.too_long[group] = encoded.too_long.get(group, 0) + 1
+            lost.too_long[group] += 1
             continue
         if not prompt:  # nothing would predict the first response token
-            encoded.promptless[group] = encoded.promptless.get(group, 0) + 1
+            lost.promptless[group] += 1
             continue
         room = None if limit is None else limit - len(prompt)
         cut = room is not None and max(len(chosen), len(rejected)) > room
         if cut:
-            encoded.truncated[group] = encoded.truncated.get(group, 0) + 1
-        encoded.pairs.append(
-            EncodedPair(row["pair_id"], *group, float(row["weight"]), prompt, chosen[:room], rejected[:room], cut)
-        )
-    return encoded
+            lost.truncated[group] += 1
+        yield EncodedPair(row["pair_id"], *group, float(row["weight"]), prompt, chosen[:room], rejected[:room], cut)
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, messages: list, **options: Any) -> list[int]:

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import yaml
 
 from foretune.errors import UserError
 from foretune.records.schema import SCHEMA_VERSION, TABLES
+
+# Rows of a table that are in memory while it is written, and one row group of the file.
+ROWS_AT_ONCE = 4096
 
 
 class RunFolder:
@@ -65,15 +69,21 @@ class RunFolder:
         text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
         self._write(name, lambda path: path.write_text(text + "\n", "utf-8"))
 
-    def read_table(self, name: str) -> pa.Table | None:
-        """A Parquet table by its name without suffix, None if it is missing."""
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table | None:
+        """A Parquet table by its name without suffix, None if it is missing; `columns` None reads all of them."""
         path = self.path / f"{name}.parquet"
-        return pq.read_table(path) if path.exists() else None
+        return pq.read_table(path, columns=columns) if path.exists() else None
 
     def write_table(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write rows as a Parquet table with the schema of `name`."""
-        table = pa.Table.from_pylist([dict(row) for row in rows], schema=TABLES[name])
-        self._write(f"{name}.parquet", lambda path: pq.write_table(table, path))
+        """Write rows as a Parquet table with the schema of `name`; they are read once, some in memory at a time."""
+        remaining = iter(rows)
+
+        def write(path: Path) -> None:
+            with pq.ParquetWriter(path, TABLES[name]) as file:
+                while block := [dict(row) for row in islice(remaining, ROWS_AT_ONCE)]:
+                    file.write_table(pa.Table.from_pylist(block, schema=TABLES[name]))
+
+        self._write(f"{name}.parquet", write)
 
     def write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
         """Write YAML that `--config` reads."""

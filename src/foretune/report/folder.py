@@ -146,11 +146,20 @@ def _read_rows(path: Path) -> list[Row]:
 
 
 def _read_worst_pairs(path: Path) -> list[Row]:
-    table = _read_table(path)
-    if table is None or "alignment" not in table.column_names:
+    """The pairs that lie furthest on the wrong side; one row group of the table is in memory at a time."""
+    if not path.is_file():
         return []
-    against = table.filter(pc.field("alignment") < 0.0)
-    return clean(against.sort_by("alignment").slice(0, MAX_PAIRS).to_pylist())
+    try:
+        with pq.ParquetFile(path) as file:
+            if "alignment" not in file.schema_arrow.names:
+                return []
+            worst = file.schema_arrow.empty_table()
+            for group in range(file.num_row_groups):
+                against = file.read_row_group(group).filter(pc.field("alignment") < 0.0)
+                worst = pa.concat_tables([worst, against]).sort_by("alignment").slice(0, MAX_PAIRS)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read ({error}). Run the command that wrote it again.") from error
+    return clean(worst.to_pylist())
 
 
 def _best_method(rows: list[Row]) -> list[Row]:

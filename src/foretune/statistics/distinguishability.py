@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from foretune.statistics.moments import FloatArray
-from foretune.statistics.samples import Sample
+from foretune.statistics.moments import Rows, RowSource, variation_of_rows
+from foretune.statistics.samples import Sample, Whole
 
 
 class Distinguishability(NamedTuple):
@@ -36,19 +36,23 @@ class Distinguishability(NamedTuple):
 UNDEFINED = Distinguishability(*[float("nan")] * 8)
 
 
-def distinguishability(sample: Sample, *, draws: int = 1000, seed: int = 0) -> Distinguishability:
+def distinguishability(
+    sample: Sample, *, draws: int = 1000, seed: int = 0, whole: Whole | None = None
+) -> Distinguishability:
     """Estimate the distinguishability of one behaviour.
 
     Args:
-        sample: the behaviour's rows.
+        sample: the behaviour's rows, or as many of them as are resampled.
         draws: bootstrap draws and permutations.
         seed: of both.
+        whole: exact figures of all rows, where `sample` holds but some of them; None: the sample is all there is.
 
     Returns:
         The estimates; all NaN where a side has fewer than two rows.
 
     The interval: a bootstrap draw adds the sampling noise once more, so ‖Δ*‖² − 2·bias is centred where the de-biased
-    ‖Δ̂‖² − bias is, and its percentiles cover the true ‖Δ‖².
+    ‖Δ̂‖² − bias is, and its percentiles cover the true ‖Δ‖². With m of n rows it is an m-out-of-n bootstrap: the drawn
+    noise is scaled by √(m/n) and added to the whole's Δ̂ (Bickel, Götze & van Zwet, 1997).
 
     >>> from foretune.statistics.samples import TwoClasses
     >>> rows = np.random.default_rng(0).normal(size=(400, 5)) + np.repeat([[3.0], [0.0]], 200, axis=0)
@@ -59,19 +63,23 @@ def distinguishability(sample: Sample, *, draws: int = 1000, seed: int = 0) -> D
     if not sample.defined:
         return UNDEFINED
     generator = np.random.default_rng(seed)
-    rows = sample.rows
-    squared = float(np.sum((sample.coefficients() @ rows) ** 2))
-    bias = sample.sampling_bias()
-    resampled = np.sum((sample.bootstrap(draws, generator) @ rows) ** 2, axis=1) - 2 * bias
+    rows, whole = sample.rows, whole or sample.whole()
+    noise = sample.bootstrap(draws, generator)
+    noise -= sample.coefficients()
+    noise *= sample.noise_scale(whole)
+    squared = float(np.sum(whole.difference**2))
+    resampled = np.sum((whole.difference + noise @ rows) ** 2, axis=1) - 2 * whole.bias
+    del noise
     permuted = np.sqrt(np.sum((sample.permutations(draws, generator) @ rows) ** 2, axis=1))
     low, high = np.sqrt(np.maximum(np.percentile(resampled, [2.5, 97.5]), 0.0))
     return Distinguishability(
         np.sqrt(squared),
-        np.sqrt(max(squared - bias, 0.0)),
+        np.sqrt(max(squared - whole.bias, 0.0)),
         low,
         high,
-        float(np.percentile(permuted, 95)),
-        *sample.spreads(),
+        float(np.percentile(permuted, 95)) * sample.floor_scale(whole),
+        whole.concentration,
+        whole.trace,
         separability(sample, generator),
     )
 
@@ -92,7 +100,7 @@ def separability(sample: Sample, generator: np.random.Generator, *, repeats: int
     return float(np.mean(found))
 
 
-def generalised_distinguishability(features: FloatArray, strata: np.ndarray) -> tuple[float, float]:
+def generalised_distinguishability(features: RowSource, strata: np.ndarray) -> tuple[float, float]:
     """D = ‖mean φ‖ of one behaviour and its de-biased value (theory T13).
 
     Args:
@@ -104,11 +112,12 @@ def generalised_distinguishability(features: FloatArray, strata: np.ndarray) -> 
     >>> generalised_distinguishability(np.array([[3.0, 4.0], [3.0, 4.0]]), np.zeros(2))
     (5.0, 5.0)
     """
-    squared = float(np.sum(features.mean(0, dtype=float) ** 2))
-    bias = 0.0
+    mean, bias = np.zeros(features.shape[1]), 0.0
     for label in np.unique(strata):
-        part = features[strata == label].astype(float)
-        if len(part) < 2:
-            return float(np.sqrt(squared)), float("nan")
-        bias += (len(part) / len(features)) ** 2 * part.var(0, ddof=1).sum() / len(part)
-    return float(np.sqrt(squared)), float(np.sqrt(max(squared - bias, 0.0)))
+        members = np.flatnonzero(strata == label)
+        share = len(members) / len(features)
+        own, variation = variation_of_rows(Rows(features, members))
+        mean += share * own
+        bias += share**2 * variation / len(members)  # NaN where one row is all there is
+    squared = float(np.sum(mean**2))
+    return float(np.sqrt(squared)), float(np.sqrt(np.maximum(squared - bias, 0.0)))

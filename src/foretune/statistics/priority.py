@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import nnls
 
-from foretune.statistics.moments import FloatArray
+from foretune.statistics.moments import FloatArray, RowSource, blocks_of
 
 
 class BehaviourKernel(NamedTuple):
@@ -23,17 +23,21 @@ class BehaviourKernel(NamedTuple):
 
 
 def behaviour_kernel(
-    features: FloatArray, behaviour_of: np.ndarray, weights: FloatArray, *, behaviours: list[str]
+    features: RowSource, behaviour_of: np.ndarray, weights: FloatArray, *, behaviours: list[str]
 ) -> BehaviourKernel:
-    """The kernel of `behaviours` from row features (n, dim), their behaviours (n,) and row weights (n,)."""
-    means, shares = [], []
-    for behaviour in behaviours:
-        rows = behaviour_of == behaviour
-        total = float(weights[rows].sum())
-        means.append(weights[rows] @ features[rows] / total if total else np.zeros(features.shape[1]))
-        shares.append(total)
-    stacked = np.asarray(means, dtype=float)
-    return BehaviourKernel(behaviours, stacked @ stacked.T, np.asarray(shares) / sum(shares))
+    """The kernel of `behaviours` from row features (n, dim), their behaviours (n,) and row weights (n,); one pass."""
+    number = {behaviour: index for index, behaviour in enumerate(behaviours)}
+    owner = np.array([number[behaviour] for behaviour in behaviour_of], dtype=np.int64)
+    sums, place = np.zeros((len(behaviours), features.shape[1])), 0
+    for block in blocks_of(features):
+        here = slice(place, place + len(block))
+        for index in np.unique(owner[here]):
+            mine = owner[here] == index
+            sums[index] += weights[here][mine] @ block[mine]
+        place += len(block)
+    shares = np.bincount(owner, weights=weights, minlength=len(behaviours))
+    means = sums / np.where(shares > 0, shares, 1.0)[:, None]
+    return BehaviourKernel(behaviours, means @ means.T, shares / shares.sum())
 
 
 def priority_levels(kernel: BehaviourKernel) -> FloatArray:

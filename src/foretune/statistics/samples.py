@@ -5,13 +5,80 @@
 
 Both are linear in the rows: difference = Σ_i c_i x_i. So a bootstrap draw or a permutation is a row of coefficients,
 and many of them are one matrix product.
+
+A sample may stand for a larger whole, of which it holds some rows. What is exact of the whole is a `Whole`; noise that
+is resampled from fewer rows is scaled down to the whole's size.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from foretune.statistics.moments import FloatArray, of_rows, operator_norm, trace
+from foretune.statistics.moments import (
+    FloatArray,
+    Rows,
+    RowSource,
+    blocks_of,
+    of_rows,
+    operator_norm,
+    trace,
+    variation_of_rows,
+)
+
+
+class Whole(NamedTuple):
+    """What is exact over all rows of a behaviour, however many there are.
+
+    Attributes:
+        difference: Δ̂, shape (dim,).
+        bias: E‖Δ̂‖² − ‖Δ‖² (theory T7).
+        concentration: the larger side's ‖Σ‖_op.
+        trace: the larger side's tr Σ.
+        counts: rows of each class, or (rows,) of differences.
+    """
+
+    difference: FloatArray
+    bias: float
+    concentration: float
+    trace: float
+    counts: tuple[int, ...]
+
+
+def whole_of_classes(rows: RowSource, is_plus: np.ndarray) -> Whole:
+    """Of rows (n, dim) in two classes (n,), read in blocks; one class's scatter at a time."""
+    means, figures = [], []
+    for members in (np.flatnonzero(is_plus), np.flatnonzero(~is_plus)):
+        state = of_rows(Rows(rows, members))
+        means.append(state.mean)
+        figures.append((trace(state) / len(members), operator_norm(state), trace(state), len(members)))
+    biases, norms, traces, counts = zip(*figures, strict=True)
+    return Whole(means[0] - means[1], sum(biases), max(norms), max(traces), counts)
+
+
+def whole_of_differences(chosen: RowSource, rejected: RowSource) -> Whole:
+    """Of rows that carry both responses, (n, dim) each, read in blocks; one response's scatter at a time."""
+    gap, variation = variation_of_rows(Gaps(chosen, rejected))
+    figures = [(operator_norm(state), trace(state)) for state in map(of_rows, (chosen, rejected))]
+    norms, traces = zip(*figures, strict=True)
+    return Whole(gap, variation / len(chosen), max(norms), max(traces), (len(chosen),))
+
+
+class Gaps:
+    """Chosen − rejected, read when it is asked for."""
+
+    def __init__(self, chosen: RowSource, rejected: RowSource) -> None:
+        """Keep both sides, (n, dim) each."""
+        self.chosen, self.rejected = chosen, rejected
+        self.shape = chosen.shape
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.chosen)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> FloatArray:
+        """Those rows."""
+        return self.chosen[rows].astype(float) - self.rejected[rows]
 
 
 @dataclass(frozen=True)
@@ -35,9 +102,20 @@ class TwoClasses:
         """C with difference = c @ rows, shape (n,)."""
         return _class_means(self.is_plus)
 
-    def sampling_bias(self) -> float:
-        """E‖Δ̂‖² − ‖Δ‖² = trΣ₊/n₊ + trΣ₋/n₋ (theory T7)."""
-        return sum(trace(of_rows(part)) / len(part) for part in self._parts())
+    def whole(self) -> Whole:
+        """The figures of these rows alone."""
+        return whole_of_classes(self.rows, self.is_plus)
+
+    def noise_scale(self, whole: Whole) -> FloatArray:
+        """Per row √(its class here / its class in the whole): what shrinks resampling noise to the whole's; (n,)."""
+        counts = (self.is_plus.sum(), (~self.is_plus).sum())
+        plus, minus = (np.sqrt(here / there) for here, there in zip(counts, whole.counts, strict=True))
+        return np.where(self.is_plus, plus, minus)
+
+    def floor_scale(self, whole: Whole) -> float:
+        """The same of a permutation, whose noise is the pooled variance times 1/n₊ + 1/n₋."""
+        here = 1 / self.is_plus.sum() + 1 / (~self.is_plus).sum()
+        return float(np.sqrt(sum(1 / count for count in whole.counts) / here))
 
     def bootstrap(self, draws: int, generator: np.random.Generator) -> FloatArray:
         """Coefficients of resampled rows, classes resampled apart; shape (draws, n)."""
@@ -52,10 +130,6 @@ class TwoClasses:
         labels = np.broadcast_to(self.is_plus, (draws, len(self.rows)))
         return _class_means(generator.permuted(labels, axis=1))
 
-    def spreads(self) -> tuple[float, float]:
-        """(concentration, trace): the larger class's ‖Σ‖_op and trΣ, over both classes."""
-        return _largest_spreads(self._parts())
-
     def halves(self, generator: np.random.Generator) -> tuple["TwoClasses", "TwoClasses"]:
         """A random split in two, classes split apart."""
         first = np.zeros(len(self.rows), dtype=bool)
@@ -67,17 +141,6 @@ class TwoClasses:
         """(mean₊ − mean₋) / pooled standard deviation, along `direction`."""
         plus, minus = (part @ direction for part in self._parts())
         return float((plus.mean() - minus.mean()) / np.sqrt((plus.var(ddof=1) + minus.var(ddof=1)) / 2))
-
-    def alignments(self) -> FloatArray:
-        """Where each row lies along Δ without itself: 1 at its class mean, 0 half way, −1 at the other mean; (n,)."""
-        found = np.empty(len(self.rows))
-        for members in (self.is_plus, ~self.is_plus):
-            rows, other = self.rows[members], self.rows[~members].mean(0)
-            own = (len(rows) * rows.mean(0) - rows) / (len(rows) - 1)
-            gap = own - other
-            middle = (own + other) / 2
-            found[members] = np.sum((rows - middle) * gap, axis=1) / (np.sum(gap**2, axis=1) / 2)
-        return found
 
     def _parts(self) -> tuple[FloatArray, FloatArray]:
         return self.rows[self.is_plus], self.rows[~self.is_plus]
@@ -109,9 +172,17 @@ class Differences:
         """1/n for each row."""
         return np.full(len(self.chosen), 1 / len(self.chosen))
 
-    def sampling_bias(self) -> float:
-        """E‖Δ̂‖² − ‖Δ‖² = trΣ/n of the differences."""
-        return trace(of_rows(self.rows)) / len(self.chosen)
+    def whole(self) -> Whole:
+        """The figures of these rows alone."""
+        return whole_of_differences(self.chosen, self.rejected)
+
+    def noise_scale(self, whole: Whole) -> FloatArray:
+        """√(rows here / rows of the whole), which shrinks resampling noise to the whole's, for each row; (n,)."""
+        return np.full(len(self.chosen), self.floor_scale(whole))
+
+    def floor_scale(self, whole: Whole) -> float:
+        """The same of a permutation."""
+        return float(np.sqrt(len(self.chosen) / whole.counts[0]))
 
     def bootstrap(self, draws: int, generator: np.random.Generator) -> FloatArray:
         """Coefficients of resampled rows; shape (draws, n)."""
@@ -122,10 +193,6 @@ class Differences:
         """Coefficients with chosen and rejected swapped at random; shape (draws, n)."""
         count = len(self.chosen)
         return generator.choice([-1.0, 1.0], (draws, count)) / count
-
-    def spreads(self) -> tuple[float, float]:
-        """(concentration, trace): the larger of both responses' ‖Σ‖_op and trΣ."""
-        return _largest_spreads((self.chosen, self.rejected))
 
     def halves(self, generator: np.random.Generator) -> tuple["Differences", "Differences"]:
         """A random split in two."""
@@ -140,12 +207,6 @@ class Differences:
         chosen, rejected = self.chosen @ direction, self.rejected @ direction
         return float((chosen.mean() - rejected.mean()) / np.sqrt((chosen.var(ddof=1) + rejected.var(ddof=1)) / 2))
 
-    def alignments(self) -> FloatArray:
-        """Each row's difference along the others' mean difference, relative to its length: 1 at the mean; (n,)."""
-        rows = self.rows
-        others = (len(rows) * rows.mean(0) - rows) / (len(rows) - 1)
-        return np.sum(rows * others, axis=1) / np.sum(others**2, axis=1)
-
 
 Sample = TwoClasses | Differences
 
@@ -156,6 +217,38 @@ def _class_means(is_plus: np.ndarray) -> FloatArray:
     return np.where(is_plus, 1 / plus, -1 / (is_plus.shape[-1] - plus))
 
 
-def _largest_spreads(parts: tuple[FloatArray, FloatArray]) -> tuple[float, float]:
-    states = [of_rows(part) for part in parts]
-    return max(operator_norm(state) for state in states), max(trace(state) for state in states)
+def class_alignments(rows: RowSource, is_plus: np.ndarray) -> FloatArray:
+    """Where each row lies along Δ without itself: 1 at its class mean, 0 half way, −1 at the other mean; (n,).
+
+    Two passes over rows (n, dim) in classes (n,), in blocks.
+    """
+    found = np.empty(len(rows))
+    classes = [np.flatnonzero(is_plus), np.flatnonzero(~is_plus)]
+    means = [mean_of_rows(Rows(rows, members)) for members in classes]
+    for members, mean, other in zip(classes, means, means[::-1], strict=True):
+        place = 0
+        for block in blocks_of(Rows(rows, members)):
+            own = (len(members) * mean - block) / (len(members) - 1)
+            gap, middle = own - other, (own + other) / 2
+            along = np.sum((block - middle) * gap, axis=1) / (np.sum(gap**2, axis=1) / 2)
+            found[members[place : place + len(block)]] = along
+            place += len(block)
+    return found
+
+
+def difference_alignments(chosen: RowSource, rejected: RowSource) -> FloatArray:
+    """Each row's difference along the others' mean difference, relative to its length: 1 at the mean; (n,).
+
+    Two passes over both sides, (n, dim) each, in blocks.
+    """
+    gaps = Gaps(chosen, rejected)
+    mean, parts = mean_of_rows(gaps), []
+    for block in blocks_of(gaps):
+        others = (len(gaps) * mean - block) / (len(gaps) - 1)
+        parts.append(np.sum(block * others, axis=1) / np.sum(others**2, axis=1))
+    return np.concatenate(parts)
+
+
+def mean_of_rows(rows: RowSource) -> FloatArray:
+    """The mean of n rows read in blocks, shape (dim,); n at least 1."""
+    return np.sum([block.sum(0) for block in blocks_of(rows)], axis=0) / len(rows)

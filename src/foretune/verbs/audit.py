@@ -1,24 +1,25 @@
 """`audit`: read the data and the model once, and say what the data will teach how strongly."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from foretune.dynamics.curves import ALL
 from foretune.errors import UserError
-from foretune.features.probes import Probes, probe
+from foretune.features.probes import probe
 from foretune.features.store import ShardStore
-from foretune.features.unembedding import PairFeatures, measure_pairs, open_store
-from foretune.findings import Evidence, find_all
+from foretune.features.unembedding import PairFeatures, measure_pairs, open_store, read_features
+from foretune.findings import AnswerCounts, Evidence, find_all
 from foretune.records import RunFolder
-from foretune.records.provenance import pairs_hash, sha256_of, versions
+from foretune.records.provenance import sha256_of, versions
 from foretune.statistics.behaviours import (
     Measured,
+    YesNoFeatures,
     alignments,
-    answers_of,
     behaviour_rows,
+    numbered_answers,
     training_kernel,
-    yes_no_features,
 )
 from foretune.statistics.priority import equal_rate_mixture, initial_rates
 from foretune.verbs.job import Job, job_from
@@ -26,6 +27,7 @@ from foretune.verbs.prepare import Prepared, Stopwatch, prepare, template_hash, 
 from foretune.verbs.progress import Progress
 
 PREVIEW = 300
+SIDES = ("prompt", "chosen", "rejected")
 
 
 def audit(job: Job | None = None, *, progress: Progress | None = None, **arguments: Any) -> RunFolder:
@@ -63,15 +65,15 @@ def audit_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     notes = [*prepared.data.info.notes, *probes.notes]
     for note in notes:
         progress.say(note)
-    features = _pass(prepared, store_of(prepared), probes, progress)
+    features = features_of(prepared, progress, probes.packed)
     progress.say("statistics …")
     measured = measure(prepared, features)
     kernel = training_kernel(measured)
     behaviours = behaviour_rows(measured, kernel, draws=job.ours.draws, seed=job.training.seed)
-    pairs = _pair_rows(prepared, features, alignments(measured))
+    alignment, answers = alignments(measured), AnswerCounts()
     run.write_table("behaviours", behaviours)
-    run.write_table("pairs", pairs)
-    evidence = Evidence(behaviours, pairs, prepared.counts, kernel)
+    run.write_table("pairs", _pair_rows(prepared, features, alignment, answers))
+    evidence = Evidence(behaviours, _columns(prepared, alignment), answers, prepared.counts, kernel)
     run.write_table("findings", [finding._asdict() for finding in find_all(evidence)])
     run.finish_stage(
         "audit",
@@ -102,7 +104,7 @@ def write_command(job: Job) -> None:
 def features_key(prepared: Prepared) -> str:
     """Everything the feature pass depends on."""
     dtype = str(prepared.loaded.model.dtype)
-    return sha256_of(prepared.weights_sha256, dtype, pairs_hash(prepared.pairs), prepared.job.ours.sketch_dim)
+    return sha256_of(prepared.weights_sha256, dtype, prepared.pairs_sha256, prepared.job.ours.sketch_dim)
 
 
 def audit_key(prepared: Prepared) -> str:
@@ -116,10 +118,37 @@ def store_of(prepared: Prepared) -> ShardStore:
     return open_store(prepared.job.run.path, features_key(prepared))
 
 
+def features_of(prepared: Prepared, progress: Progress, packed: bool | None = None) -> PairFeatures:
+    """The features of all pairs; shards that are missing or damaged are computed.
+
+    Args:
+        prepared: the job.
+        progress: where a bar is shown.
+        packed: whether prompts can be computed once; None: as the audit found.
+    """
+    store = store_of(prepared)
+    if packed is None:
+        packed = bool(prepared.job.run.record["audit"]["probes"]["packed"])
+    with progress.bar("features", len(prepared.pairs)) as advance:
+        measure_pairs(
+            prepared.loaded.model,
+            prepared.pairs,
+            store,
+            sketch_dim=prepared.job.ours.sketch_dim,
+            packed=packed,
+            progress=advance,
+        )
+    features = read_features(store, len(prepared.pairs))
+    if not np.isfinite(features.chosen_logp + features.rejected_logp).all():
+        raise UserError(
+            "the model gives log-probabilities that are not finite: try --dtype float32, or check its weights."
+        )
+    return features
+
+
 def measure(prepared: Prepared, features: PairFeatures) -> Measured:
-    """Features as plain arrays, with each pair's preferred answer where its behaviour has two."""
+    """Features with each pair's preferred answer where its behaviour has two."""
     answer, shared = _answers(prepared)
-    kernel_features = yes_no_features(features.first_state, answer) if shared else features.sketch
     return Measured(
         prepared.behaviour_of,
         prepared.split_of,
@@ -128,22 +157,30 @@ def measure(prepared: Prepared, features: PairFeatures) -> Measured:
         features.first_state,
         features.chosen_mean,
         features.rejected_mean,
-        features.sketch,  # pyright: ignore
-        kernel_features,  # pyright: ignore
+        features.sketch,
+        YesNoFeatures(features.first_state, answer) if shared else features.sketch,
+        prepared.pairs.pair_id,
     )
 
 
 def _answers(prepared: Prepared) -> tuple[np.ndarray, bool]:
     """Each pair's preferred answer (0, 1; −1: free text), and whether all behaviours share one pair of answers."""
-    tokens = [(tuple(pair.chosen_ids), tuple(pair.rejected_ids)) for pair in prepared.pairs]
-    answer, offered = np.full(len(tokens), -1), []
-    for behaviour in np.unique(prepared.behaviour_of):
-        members = np.flatnonzero(prepared.behaviour_of == behaviour)
-        numbers = answers_of([tokens[index] for index in members])
-        offered.append(numbers)
-        if numbers is not None:
-            answer[members] = [numbers[tokens[index][0]] for index in members]
-    return answer, offered[0] is not None and all(numbers == offered[0] for numbers in offered)
+    pairs = prepared.pairs
+    answer, offered = np.full(len(pairs), -1), []
+    tokens = pairs.lengths[:, 1:].sum(1)
+    for behaviour in range(len(pairs.names)):
+        members = np.flatnonzero(pairs.behaviour == behaviour)
+        # pairs that offer the same two answers are equally long: no need to read those that are not
+        responses = (
+            ((tuple(pair.chosen_ids), tuple(pair.rejected_ids)) for pair in map(pairs.__getitem__, members))
+            if np.ptp(tokens[members]) == 0
+            else ()
+        )
+        numbered = numbered_answers(responses)
+        offered.append(numbered.options if numbered else None)
+        if numbered:
+            answer[members] = numbered.preferred
+    return answer, offered[0] is not None and all(options == offered[0] for options in offered)
 
 
 def _answer_texts(prepared: Prepared) -> list[str] | None:
@@ -157,51 +194,47 @@ def _answer_texts(prepared: Prepared) -> list[str] | None:
     return texts if answer[0] == 0 else texts[::-1]
 
 
-def _pass(prepared: Prepared, store: ShardStore, probes: Probes, progress: Progress) -> PairFeatures:
-    with progress.bar("features", len(prepared.pairs)) as advance:
-        features = measure_pairs(
-            prepared.loaded.model,
-            prepared.pairs,
-            store,
-            sketch_dim=prepared.job.ours.sketch_dim,
-            packed=probes.packed,
-            progress=advance,
-        )
-    if not np.isfinite(features.chosen_logp + features.rejected_logp).all():
-        raise UserError(
-            "the model gives log-probabilities that are not finite: try --dtype float32, or check its weights."
-        )
-    return features
-
-
-def _pair_rows(prepared: Prepared, features: PairFeatures, alignment: np.ndarray) -> list[dict[str, Any]]:
-    texts = {
-        row["pair_id"]: row
-        for rows in (prepared.data.train, prepared.data.test)
-        if rows is not None
-        for row in rows.select_columns(["pair_id", "prompt", "chosen", "rejected"])
-    }
-    rows = []
-    for index, pair in enumerate(prepared.pairs):
+def _pair_rows(
+    prepared: Prepared, features: PairFeatures, alignment: np.ndarray, answers: AnswerCounts
+) -> Iterator[dict[str, Any]]:
+    """Rows of pairs.parquet, one by one; the answers of the training pairs are counted on the way."""
+    pairs = prepared.pairs
+    for index, row in enumerate(_texts(prepared)):
         chosen, rejected = float(features.chosen_logp[index]), float(features.rejected_logp[index])
-        rows.append(
-            {
-                "pair_id": pair.pair_id,
-                "behaviour": pair.behaviour,
-                "split": pair.split,
-                **{side: _preview(texts[pair.pair_id][side]) for side in ("prompt", "chosen", "rejected")},
-                "prompt_tokens": len(pair.prompt_ids),
-                "chosen_tokens": len(pair.chosen_ids),
-                "rejected_tokens": len(pair.rejected_ids),
-                "truncated": pair.truncated,
-                "reference_chosen_logp": chosen,
-                "reference_rejected_logp": rejected,
-                "reference_margin": chosen - rejected,
-                "alignment": float(alignment[index]) if np.isfinite(alignment[index]) else None,
-                "weight": pair.weight,
-            }
-        )
-    return rows
+        behaviour, texts = pairs.names[pairs.behaviour[index]], {side: _preview(row[side]) for side in SIDES}
+        if pairs.is_train[index]:
+            answers.add(behaviour, texts["chosen"], texts["rejected"])
+        yield {
+            "pair_id": int(pairs.pair_id[index]),
+            "behaviour": behaviour,
+            "split": "train" if pairs.is_train[index] else "test",
+            **texts,
+            **{f"{side}_tokens": int(pairs.lengths[index, place]) for place, side in enumerate(SIDES)},
+            "truncated": bool(pairs.truncated[index]),
+            "reference_chosen_logp": chosen,
+            "reference_rejected_logp": rejected,
+            "reference_margin": chosen - rejected,
+            "alignment": float(alignment[index]) if np.isfinite(alignment[index]) else None,
+            "weight": float(pairs.weight[index]),
+        }
+
+
+def _texts(prepared: Prepared) -> Iterator[dict[str, Any]]:
+    """Prompt, chosen and rejected of each pair, in the order of the pairs."""
+    for split in ("train", "test"):
+        if (rows := prepared.rows(split)) is not None:
+            yield from rows.select_columns(list(SIDES))
+
+
+def _columns(prepared: Prepared, alignment: np.ndarray) -> dict[str, np.ndarray]:
+    """What findings read of the training pairs."""
+    train, pairs = prepared.train_pairs, prepared.pairs
+    return {
+        "behaviour": pairs.behaviour_of[train],
+        "chosen_tokens": pairs.lengths[train, 1],
+        "rejected_tokens": pairs.lengths[train, 2],
+        "alignment": alignment[train],
+    }
 
 
 def _preview(content: Any) -> str:
@@ -227,7 +260,7 @@ def _provenance(prepared: Prepared) -> dict[str, Any]:
         },
         "tokenizer_sha256": tokenizer_hash(loaded),
         "template_sha256": template_hash(loaded),
-        "data_sha256": pairs_hash(prepared.pairs),
+        "data_sha256": prepared.pairs_sha256,
         "seed": job.training.seed,
         "device": name,
     }

@@ -7,15 +7,16 @@ from trl import DPOTrainer
 
 from foretune.dynamics.closed_form import early_theory
 from foretune.dynamics.curves import ALL
-from foretune.dynamics.forecast import Forecast, ForecastProblem, forecast_run
+from foretune.dynamics.forecast import Forecast, ForecastProblem, flow_rows, forecast_run
 from foretune.dynamics.simulated_run import head_problem
-from foretune.features.unembedding import read_features, read_states
+from foretune.features.unembedding import read_states
 from foretune.models.head import head_of
 from foretune.objectives import Objective
 from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of
 from foretune.statistics.behaviours import Measured
-from foretune.verbs.audit import audit_prepared, features_key, measure, store_of, write_command
+from foretune.statistics.moments import Rows
+from foretune.verbs.audit import audit_prepared, features_key, features_of, measure, store_of, write_command
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, prepare
 from foretune.verbs.progress import Progress
@@ -59,15 +60,14 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         progress.say("forecast: already in the run folder.")
         return run
     write_command(job)
-    store = store_of(prepared)
-    measured = measure(prepared, read_features(store, len(prepared.pairs)))
-    states, targets = read_states(store, prepared.pairs)
+    measured = measure(prepared, features_of(prepared, progress))
     progress.say("forecast: preparing …")
-    head, count = head_of(prepared.loaded.model), len(prepared.pairs)
+    head, states = head_of(prepared.loaded.model), read_states(store_of(prepared), prepared.pairs.num_states)
     problem = ForecastProblem(
-        head_problem(head, states, targets, count),
-        head_problem(head, states, targets, count, mass=job.ours.alone_mass) if job.ours.forecast_alone else None,
+        head_problem(head, states, prepared.pairs),
+        head_problem(head, states, prepared.pairs, mass=job.ours.alone_mass) if job.ours.forecast_alone else None,
         measured.kernel_features,
+        measured.pair_id,
         prepared.behaviour_of,
         prepared.split_of,
         prepared.weights,
@@ -81,7 +81,7 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     run.write_table("forecast", result.rows)
     run.write_arrays(
         "forecast_pairs",
-        pair_id=np.array([prepared.pairs[index].pair_id for index in prepared.observed]),
+        pair_id=prepared.pairs.pair_id[prepared.observed],
         steps=np.array(result.steps),
         margins=result.margins,
     )
@@ -95,11 +95,14 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
 def _theory(measured: Measured, objective: Objective, result: Forecast) -> dict[str, dict[str, float]]:
     """The closed forms' figures of each behaviour alone."""
     found = {}
+    time = float(np.sum(result.learning_rates))
     for behaviour in np.unique(measured.behaviour_of[measured.split_of == "train"]):
-        members = (measured.behaviour_of == behaviour) & (measured.split_of == "train")
-        features = measured.kernel_features[members].astype(float)
-        time = float(np.sum(result.learning_rates))
-        found[str(behaviour)] = early_theory(features, measured.sample(members), objective, time=time)
+        members = measured.members(behaviour, "train")
+        classes = None
+        if measured.two_answers(members) and measured.defined(members):
+            sides = [members[measured.answer[members] == answer] for answer in (0, 1)]
+            classes = Rows(measured.first_state, sides[0]), Rows(measured.first_state, sides[1])
+        found[str(behaviour)] = early_theory(Rows(measured.kernel_features, members), classes, objective, time=time)
     return found
 
 
@@ -135,7 +138,7 @@ def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, wat
         "unlearned_at_first": sorted(name for name, rate in rates.items() if rate < 0),
         "unlearned_at_end": _unlearned(joint, result.steps[-1]),
         "seconds": watch.seconds,
-        "notes": _notes(job),
+        "notes": _notes(job, problem),
     }
 
 
@@ -149,11 +152,17 @@ def _unlearned(joint: list[dict[str, Any]], last: int) -> list[str]:
     return sorted(name for name, step in ends if step == 0 and ends[name, last] > ends[name, 0])
 
 
-def _notes(job: Job) -> list[str]:
+def _notes(job: Job, problem: ForecastProblem) -> list[str]:
     notes = []
     if job.trainable != "unembedding":
         notes.append(
             f"The run trains {'LoRA adapters' if job.trainable == 'lora' else 'all weights'}, the forecast is of the "
             "output layer alone: expect its order of the behaviours to hold better than its sizes."
+        )
+    taken, trained = len(flow_rows(problem, problem.train_pairs).pairs), len(problem.train_pairs)
+    if taken < trained:
+        notes.append(
+            f"Gradient flow and closed form are computed from {taken} of {trained} training pairs; the simulated run "
+            "takes all of them."
         )
     return notes

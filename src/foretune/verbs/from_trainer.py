@@ -1,5 +1,7 @@
 """A job from a `DPOTrainer` that somebody has built: same encoding, same truncation, same batches."""
 
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from trl import DatasetMixtureConfig, DPOTrainer, ModelConfig, ScriptArguments
@@ -10,6 +12,8 @@ from foretune.errors import UserError
 from foretune.models.encoding import EncodedPair
 from foretune.models.head import causal_model
 from foretune.models.load import LoadedModel, weights_hash
+from foretune.models.pairs import EncodedPairs
+from foretune.records.provenance import pairs_hash
 from foretune.training.trainer import PreferenceTrainer
 from foretune.verbs.job import ForetuneArguments, Job
 from foretune.verbs.prepare import Prepared
@@ -37,18 +41,19 @@ def prepared_from_trainer(trainer: DPOTrainer, **ours: Any) -> Prepared:
     )
     # TRL's own trainer drops a weight column
     weight = arguments.weight_column if isinstance(trainer, PreferenceTrainer) else None
-    pairs = [
+    pairs = EncodedPairs(
         pair
         for split, rows in sets.items()
         if rows is not None
         for pair in _encoded(rows, split, column, weight, trainer.args.max_length)
-    ]
-    behaviours = sorted({pair.behaviour for pair in pairs})
+    )
+    behaviours = pairs.names
+    numbers = Counter(zip(pairs.behaviour_of, pairs.split_of, strict=True))
     counts = [
         {"behaviour": name, "split": split, "read": number, "kept": number}
         for name in behaviours
         for split in sets
-        if (number := sum(pair.behaviour == name and pair.split == split for pair in pairs))
+        if (number := numbers[name, split])
     ]
     name = str(trainer.model.config._name_or_path)
     info = DataInfo("a DPOTrainer", "preference", column, behaviours, counts, [])
@@ -62,9 +67,9 @@ def prepared_from_trainer(trainer: DPOTrainer, **ours: Any) -> Prepared:
         replayable=False,
     )
     loaded = LoadedModel(trainer.model.eval(), trainer.processing_class, name, name, None)
-    digest = weights_hash(trainer.model)
+    digests = weights_hash(trainer.model), pairs_hash(pairs)
     texts = {split: _texts(rows, pairs, split) for split, rows in sets.items()}
-    return Prepared(job, PreferenceData(texts["train"], texts["test"], info), loaded, pairs, counts, digest)
+    return Prepared(job, PreferenceData(texts["train"], texts["test"], info), loaded, pairs, counts, *digests)
 
 
 def _changed(arguments: Any) -> dict[str, Any]:
@@ -84,29 +89,25 @@ def _trainable(model: Any) -> str:
 
 def _encoded(
     rows: Any, split: str, behaviour: str | None, weight: str | None, max_length: int | None
-) -> list[EncodedPair]:
-    pairs = []
+) -> Iterator[EncodedPair]:
     for index, row in enumerate(rows):
         room = None if max_length is None else max_length - len(row["prompt_ids"])
-        pairs.append(
-            EncodedPair(
-                row.get("pair_id", 2 * index + (split == "test")),
-                str(row[behaviour]) if behaviour else EVERYTHING,
-                split,
-                float(row.get(weight, 1.0)) if weight else 1.0,
-                row["prompt_ids"],
-                row["chosen_ids"][:room],
-                row["rejected_ids"][:room],
-                room is not None and max(len(row["chosen_ids"]), len(row["rejected_ids"])) > room,
-            )
+        yield EncodedPair(
+            row.get("pair_id", 2 * index + (split == "test")),
+            str(row[behaviour]) if behaviour else EVERYTHING,
+            split,
+            float(row.get(weight, 1.0)) if weight else 1.0,
+            row["prompt_ids"],
+            row["chosen_ids"][:room],
+            row["rejected_ids"][:room],
+            room is not None and max(len(row["chosen_ids"]), len(row["rejected_ids"])) > room,
         )
-    return pairs
 
 
-def _texts(rows: Any, pairs: list[EncodedPair], split: str) -> Any:
+def _texts(rows: Any, pairs: EncodedPairs, split: str) -> Any:
     """The texts with the pairs' ids, as `Prepared` keeps them."""
     if rows is None:
         return None
-    ids = [pair.pair_id for pair in pairs if pair.split == split]
+    ids = pairs.pair_id[pairs.is_train == (split == "train")]
     kept = rows.select_columns(["prompt", "chosen", "rejected"])
     return kept.add_column("pair_id", ids)

@@ -1,6 +1,7 @@
 """What every verb needs first: data, model, and pairs encoded as training encodes them."""
 
 import time
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -8,9 +9,10 @@ from datasets import Dataset
 
 from foretune.data import PreferenceData
 from foretune.errors import UserError
-from foretune.models.encoding import EncodedPair, encode
+from foretune.models.encoding import Lost, encode
 from foretune.models.load import LoadedModel, load_model, weights_hash
-from foretune.records.provenance import sha256_of
+from foretune.models.pairs import EncodedPairs
+from foretune.records.provenance import pairs_hash, sha256_of
 from foretune.verbs.job import Job
 
 
@@ -24,34 +26,36 @@ class Prepared(NamedTuple):
         pairs: encoded training pairs in their order, then the held-out ones.
         counts: the data's counts, completed by what encoding dropped and truncated.
         weights_sha256: hash of the reference weights, taken once: every stage's key depends on it.
+        pairs_sha256: hash of the encoded pairs, taken once as well.
     """
 
     job: Job
     data: PreferenceData
     loaded: LoadedModel
-    pairs: list[EncodedPair]
+    pairs: EncodedPairs
     counts: list[dict]
     weights_sha256: str
+    pairs_sha256: str
 
     @property
     def behaviour_of(self) -> np.ndarray:
         """Each pair's behaviour, shape (n,)."""
-        return np.array([pair.behaviour for pair in self.pairs])
+        return self.pairs.behaviour_of
 
     @property
     def split_of(self) -> np.ndarray:
         """Each pair's split, shape (n,)."""
-        return np.array([pair.split for pair in self.pairs])
+        return self.pairs.split_of
 
     @property
     def train_pairs(self) -> np.ndarray:
         """Indices of the training pairs."""
-        return np.flatnonzero(self.split_of == "train")
+        return np.flatnonzero(self.pairs.is_train)
 
     @property
     def weights(self) -> np.ndarray:
         """Row weights, scaled to mean 1 over the training pairs."""
-        weights = np.array([pair.weight for pair in self.pairs])
+        weights = self.pairs.weight
         mean = weights[self.train_pairs].mean()
         if not mean > 0:
             raise UserError("all row weights are 0: at least one training row needs a weight above 0.")
@@ -60,23 +64,21 @@ class Prepared(NamedTuple):
     @property
     def observed(self) -> np.ndarray:
         """Indices of the pairs that are measured along the run: the lowest ids of each behaviour and split."""
-        groups: dict[tuple[str, str], list[int]] = {}
-        for index, pair in enumerate(self.pairs):
-            groups.setdefault((pair.behaviour, pair.split), []).append(index)
-        chosen = [
-            index
-            for members in groups.values()
-            for index in sorted(members, key=lambda member: self.pairs[member].pair_id)[: self.job.ours.observe_pairs]
-        ]
-        return np.array(sorted(chosen))
+        pairs = self.pairs
+        order = np.lexsort((pairs.pair_id, pairs.is_train, pairs.behaviour))
+        group = 2 * pairs.behaviour[order].astype(np.int64) + pairs.is_train[order]
+        starts = np.flatnonzero(np.diff(group, prepend=-1))
+        rank = np.arange(len(group)) - np.repeat(starts, np.diff([*starts, len(group)]))
+        return np.sort(order[rank < self.job.ours.observe_pairs])
 
     def rows(self, split: str) -> Dataset | None:
         """The rows of `split` that encoding kept, as TRL takes them, in their order."""
         rows = self.data.train if split == "train" else self.data.test
         if rows is None:
             return None
-        kept = {pair.pair_id for pair in self.pairs if pair.split == split}
-        return rows.select([index for index, pair_id in enumerate(rows["pair_id"]) if pair_id in kept])
+        kept = self.pairs.pair_id[self.pairs.is_train == (split == "train")]
+        ids = rows.with_format("numpy", columns=["pair_id"])[:]["pair_id"]
+        return rows.select(np.flatnonzero(np.isin(ids, kept)))
 
 
 def load_reference(job: Job) -> LoadedModel:
@@ -103,34 +105,32 @@ def prepare(job: Job) -> Prepared:
     loaded = load_reference(job)
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     limits = {"max_length": job.training.max_length, "context": context}
-    encoded = [
-        encode(rows, loaded.tokenizer, split=split, **limits)
+    lost = Lost.nothing()
+    parts = [
+        encode(rows, loaded.tokenizer, split=split, lost=lost, **limits)
         for split, rows in (("train", data.train), ("test", data.test))
         if rows is not None
     ]
-    pairs = [pair for part in encoded for pair in part.pairs]
+    pairs = EncodedPairs(chain.from_iterable(parts))
     counts = []
     for row in data.info.counts:
         group = (row["behaviour"], row["split"])
-        too_long = sum(part.too_long.get(group, 0) for part in encoded)
-        truncated = sum(part.truncated.get(group, 0) for part in encoded)
-        promptless = sum(part.promptless.get(group, 0) for part in encoded)
         counts.append(
             {
                 **row,
-                "kept": row["kept"] - too_long - promptless,
-                "malformed": row["malformed"] + promptless,
-                "too_long": too_long,
-                "truncated": truncated,
+                "kept": row["kept"] - lost.too_long[group] - lost.promptless[group],
+                "malformed": row["malformed"] + lost.promptless[group],
+                "too_long": lost.too_long[group],
+                "truncated": lost.truncated[group],
             }
         )
-    if not any(pair.split == "train" for pair in pairs):
+    if not pairs.is_train.any():
         limit = min(filter(None, limits.values()))
         raise UserError(
             f"no training pair is left: the prompts of all {len(data.train)} rows fill the {limit}"
             " tokens there are; raise --max_length or use a model with a longer context."
         )
-    return Prepared(job, data, loaded, pairs, counts, weights_hash(loaded.model))
+    return Prepared(job, data, loaded, pairs, counts, weights_hash(loaded.model), pairs_hash(pairs))
 
 
 def template_hash(loaded: LoadedModel) -> str:

@@ -164,7 +164,7 @@ def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourO
     run.write_table("observed", rows)
     run.write_arrays(
         "observed_pairs",
-        pair_id=np.array([prepared.pairs[index].pair_id for index in members]),
+        pair_id=prepared.pairs.pair_id[members],
         steps=np.array(steps),
         margins=margins,
     )

@@ -22,10 +22,11 @@ def verify(run: "RunFolder | str", *, split: str = "train", progress: Progress |
         UserError: forecast or training is missing.
     """
     folder = run if isinstance(run, RunFolder) else load_run(run)
-    tables = {name: folder.read_table(name) for name in ("forecast", "observed", "pairs")}
+    tables = {name: folder.read_table(name) for name in ("forecast", "observed")}
+    pairs = folder.read_table("pairs", ["pair_id", "behaviour", "split"])
     arrays = {name: folder.read_arrays(name) for name in ("forecast_pairs", "observed_pairs")}
     missing = [name for name in ("forecast", "train") if folder.stage_key(name) is None]
-    if missing or None in tables.values() or None in arrays.values():
+    if missing or pairs is None or None in tables.values() or None in arrays.values():
         verbs = missing or ["forecast", "train"]
         raise UserError(
             f"{folder.path} has no finished {' and no finished '.join(verbs)}: run `foretune {verbs[0]}` first."
@@ -36,7 +37,7 @@ def verify(run: "RunFolder | str", *, split: str = "train", progress: Progress |
         tables["observed"].to_pylist(),
         arrays["forecast_pairs"],  # pyright: ignore
         arrays["observed_pairs"],  # pyright: ignore
-        {row["pair_id"]: row["behaviour"] for row in tables["pairs"].to_pylist() if row["split"] == split},
+        {row["pair_id"]: row["behaviour"] for row in pairs.to_pylist() if row["split"] == split},
         split=split,
         caveats=record["forecast"]["notes"] + record["train"]["notes"],
         **ours,
