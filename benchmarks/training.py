@@ -71,15 +71,12 @@ def train(kind: type[DPOTrainer], rows: Dataset, dtype: torch.dtype, batch: int,
 def study(source: Path, dtype: torch.dtype, count: int, batch: int, rounds: int) -> dict:
     """One data set in one dtype."""
     rows = rows_of(source, count)
-    seconds = race(
-        {
-            "foretune": lambda: train(PreferenceTrainer, rows, dtype, batch),
-            "TRL": lambda: train(DPOTrainer, rows, dtype, batch),
-            "TRL, references once": lambda: train(DPOTrainer, rows, dtype, batch, precompute_ref_log_probs=True),
-        },
-        rounds=rounds,
-        warm_up=False,
-    )
+    methods = {
+        "foretune": lambda: train(PreferenceTrainer, rows, dtype, batch),
+        "TRL": lambda: train(DPOTrainer, rows, dtype, batch),
+        "TRL, references once": lambda: train(DPOTrainer, rows, dtype, batch, precompute_ref_log_probs=True),
+    }
+    seconds = race(methods, rounds=rounds, warm_up=False)
     return {
         "rows": count,
         "batch": batch,
@@ -89,7 +86,7 @@ def study(source: Path, dtype: torch.dtype, count: int, batch: int, rounds: int)
     }
 
 
-def same_losses(source: Path, steps: int = 50, batch: int = 4) -> dict:
+def same_losses(source: Path, steps: int = 50, batch: int = 2) -> dict:
     """Largest difference of the losses at any step, float32."""
     rows = rows_of(source, steps * batch)
     ours, theirs = (torch.tensor(train(kind, rows, torch.float32, batch)) for kind in (PreferenceTrainer, DPOTrainer))
@@ -108,8 +105,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     found: dict = {"studies": {}}
-    for name, count, batch in (("persona", 96, 16), ("hh", 24, 8)):
-        for dtype in (torch.bfloat16, torch.float32):
+    for name, batch, counts in (("persona", 16, (96, 48)), ("hh", 8, (24, 8))):
+        for dtype, count in zip((torch.bfloat16, torch.float32), counts, strict=True):
             title = f"{name}, {str(dtype).removeprefix('torch.')}"
             print(title, flush=True)
             found["studies"][title] = study(options.data / SOURCES[name], dtype, count, batch, options.rounds)
