@@ -4,14 +4,16 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
 from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
+from foretune import processes
 from foretune.errors import UserError
 from foretune.models.head import causal_model
 from foretune.training.behaviour_metrics import BehaviourMetrics, example_values
@@ -110,9 +112,17 @@ class PreferenceTrainer(DPOTrainer):
         return super()._prepare_dataset(dataset, *args, **kwargs)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """TRL's, scored as training will score (it is called at the end of TRL's constructor)."""
+        """TRL's, scored as training will score (it is called at the end of TRL's constructor).
+
+        Of several processes the main one writes the results next to the rows and the others read them there, so the
+        rows must be in a folder that all see.
+        """
         self._replace_head()
         shared = getattr(causal_model(self.model), "_scores_shared_prompts", False)
+        if processes.count() > 1:
+            folder = Path(self.args.output_dir) / "rows" / name
+            processes.on_main(lambda: dataset.save_to_disk(folder))
+            dataset = load_from_disk(folder)
         return super()._precompute_ref_logps(dataset, name, REFERENCE_BATCH if shared else batch_size)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
 
+from foretune import processes
 from foretune.data import PreferenceData, load_preferences
 from foretune.errors import UserError
 from foretune.models.load import resolve_dtype
@@ -229,6 +230,8 @@ def _said_by_flags(arguments: list[str], prog: str) -> dict[str, Any]:
     for action in parser._actions:
         action.default = argparse.SUPPRESS
         action.required = False
+    if not processes.is_main():
+        parser._print_message = lambda *_: None  # usage and errors are shown once
     # argparse ends the process with code 2 and a sentence on unknown flags and unreadable values
     return vars(parser.parse_args(arguments))
 

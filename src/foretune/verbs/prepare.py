@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset
 
+from foretune import processes
 from foretune.data import PreferenceData
 from foretune.errors import UserError
 from foretune.models.encoding import Lost, encode
@@ -99,6 +100,7 @@ def prepare(job: Job) -> Prepared:
     Raises:
         UserError: no training pair is left.
     """
+    processes.check_shared(job.run.path)
     if job.ours.restart and job.run.stages:
         job.run.update_record(stages={})
     data = job.load_data()
