@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -149,22 +149,34 @@ def sum_over(value: int) -> int:
     return int(total)
 
 
-@contextmanager
-def as_one_process() -> Iterator[None]:
+def as_one_process() -> AbstractContextManager[None]:
     """Inside, transformers and accelerate see one process: each process runs a `Trainer` of its own."""
+    single = {"backend": None, "num_processes": 1, "process_index": 0, "local_process_index": 0}
+    return _state_of_accelerate("NO", single)
+
+
+def with_whole_parameters() -> AbstractContextManager[None]:
+    """Inside, a `Trainer` divides batches over the processes but no parameters, however the command was launched."""
+    return _state_of_accelerate(None, {})
+
+
+@contextmanager
+def _state_of_accelerate(kind: str | None, changes: dict[str, Any]) -> Iterator[None]:
     if count() == 1:
         yield
         return
     from accelerate import DistributedType
     from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import patch_environment
 
     states = (PartialState._shared_state, AcceleratorState._shared_state)
     kept = [dict(state) for state in states]
-    single = {"distributed_type": DistributedType.NO, "backend": None, "num_processes": 1}
-    PartialState._shared_state.update({**single, "process_index": 0, "local_process_index": 0})
+    kind = kind or ("MULTI_CPU" if PartialState().device.type == "cpu" else "MULTI_GPU")
+    PartialState._shared_state.update({**changes, "distributed_type": DistributedType(kind)})
     AcceleratorState._shared_state.clear()
     try:
-        yield
+        with patch_environment(accelerate_use_fsdp="false"):
+            yield
     finally:
         for state, before in zip(states, kept, strict=True):
             state.clear()

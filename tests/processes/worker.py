@@ -20,7 +20,23 @@ def main(arguments: list[str]) -> None:
         if int(rank) == processes.rank():
             {"shard": die_at_second_shard, "step": die_at_third_step}[moment]()
         arguments = arguments[2:]
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        allow_fsdp_on_the_cpu()
     foretune(arguments)
+
+
+def allow_fsdp_on_the_cpu() -> None:
+    """Accelerate looks at FSDP's settings on accelerators alone; torch's FSDP2 itself runs over gloo too."""
+    from accelerate import DistributedType, PartialState
+
+    start = PartialState.__init__
+
+    def starting(self, *args, **kwargs):
+        start(self, *args, **kwargs)
+        if self.distributed_type == DistributedType.MULTI_CPU:
+            self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = starting
 
 
 def die() -> None:

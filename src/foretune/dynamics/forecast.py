@@ -83,15 +83,16 @@ def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = 
         progress: told what is being computed.
     """
     progress("the joint run")
-    joint = simulate_run(
-        problem.head,
-        problem.arguments,
-        problem.objective,
-        train_pairs=problem.train_pairs,
-        weights=problem.weights,
-        observed=problem.observed,
-        observations=problem.observations,
-    )
+    with processes.with_whole_parameters():
+        joint = simulate_run(
+            problem.head,
+            problem.arguments,
+            problem.objective,
+            train_pairs=problem.train_pairs,
+            weights=problem.weights,
+            observed=problem.observed,
+            observations=problem.observations,
+        )
     times = np.concatenate([[0.0], np.cumsum(joint.learning_rates)])[joint.steps]
     rows = _rows(problem, "simulated_run", "mixture", joint.steps, joint.margins)
     order = learning_order(rows, split="train")

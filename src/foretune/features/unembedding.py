@@ -24,6 +24,7 @@ from foretune.models.dtype import float32_products_of
 from foretune.models.encoding import EncodedPair
 from foretune.models.forward_pass import ForwardPass
 from foretune.models.head import Head, head_of
+from foretune.models.sharded import keep_company
 from foretune.scores.log_probs import states_at_once, sum_by_response
 
 PAIRS_PER_SHARD = 256
@@ -80,6 +81,7 @@ def measure_pairs(
         store.write(index, _measure_block(forward, head, sketch, pairs[start:stop]))
         left = max(0, left - processes.count())
         progress(max(0, len(pairs) - left * PAIRS_PER_SHARD))
+    keep_company(model)
     processes.together()
 
 

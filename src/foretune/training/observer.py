@@ -13,6 +13,7 @@ from foretune import processes
 from foretune.dynamics.curves import observation_steps
 from foretune.models.batches import supports_packing
 from foretune.models.encoding import EncodedPair
+from foretune.models.sharded import keep_company
 from foretune.scores import pair_scores
 from foretune.training.behaviour_metrics import BehaviourMetrics, example_values
 
@@ -86,6 +87,7 @@ class BehaviourObserver(TrainerCallback):
     def _scores(self, model: torch.nn.Module, packed: bool) -> np.ndarray:
         """Log-probabilities of chosen and rejected, shape (2, n); every process scores its share of the pairs."""
         scores = pair_scores(model, processes.mine(self.pairs), packed=packed)
+        keep_company(model)
         parts = processes.together(lambda: np.stack([scores.chosen.numpy(), scores.rejected.numpy()]))
         found = np.empty((2, len(self.pairs)))
         for number, part in enumerate(parts):

@@ -1,6 +1,7 @@
 """A job: the arguments of `trl dpo`, plus foretune's own few."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -104,6 +105,10 @@ class Job:
         """Where models run."""
         return torch.device("cpu") if self.training.use_cpu else default_device()
 
+    def shards_parameters(self) -> bool:
+        """Whether the processes divide the model's parameters (FSDP) instead of each having all of them."""
+        return processes.count() > 1 and (bool(self.training.fsdp) or _launched_with_fsdp())
+
     def dtype(self) -> torch.dtype:
         """The dtype of frozen weights; measured unless it was named."""
         return resolve_dtype(self.model.dtype if "dtype" in self.explicit else "auto", self.device())
@@ -196,6 +201,9 @@ def job_from(**explicit: Any) -> Job:
         near = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"; did you mean {near[0]}?" if near else "; `foretune forecast --help` lists what there is."
         raise UserError(f"unknown argument {unknown[0]}{hint}")
+    if explicit.get("fsdp") or _launched_with_fsdp():
+        # the policy is not sharded before training begins, so its reference could not be computed before that
+        explicit = {"precompute_ref_log_probs": False, **explicit}
     values = {**DEFAULTS, "use_cpu": default_device().type == "cpu", **explicit}
     if "bf16" not in explicit and "fp16" not in explicit:
         dtype = resolve_dtype(explicit.get("dtype", "auto"), default_device())
@@ -214,6 +222,10 @@ def job_from(**explicit: Any) -> Job:
     if job.training.truncation_mode != "keep_start":
         raise UserError("truncation_mode keep_end is deprecated in TRL and not supported here: use keep_start.")
     return job
+
+
+def _launched_with_fsdp() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def _flag_value(value: Any) -> str:
@@ -237,8 +249,6 @@ def _said_by_flags(arguments: list[str], prog: str) -> dict[str, Any]:
 
 
 def _read_config(path: str | None) -> dict[str, Any]:
-    import os
-
     import yaml
 
     if path is None:

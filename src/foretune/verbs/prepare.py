@@ -82,15 +82,19 @@ class Prepared(NamedTuple):
         return rows.select(np.flatnonzero(np.isin(ids, kept)))
 
 
-def load_reference(job: Job) -> LoadedModel:
-    """The model of a job, frozen weights in the job's dtype."""
+def load_reference(job: Job, *, to_train: bool = False) -> LoadedModel:
+    """The model of a job, frozen weights in the job's dtype; where parameters are sharded, the trainer places its own."""
+    sharded = job.shards_parameters()
     loaded = load_model(
         str(job.model.model_name_or_path),
         dtype=job.dtype(),
         revision=job.model.model_revision,
         trust_remote_code=job.training.trust_remote_code,
         attn_implementation=job.model.attn_implementation,
+        sharded=sharded and not to_train,
     )
+    if sharded:
+        return loaded
     return loaded._replace(model=loaded.model.to(job.device()))
 
 

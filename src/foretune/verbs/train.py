@@ -87,7 +87,7 @@ def train_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
 def build_trainer(prepared: Prepared) -> PreferenceTrainer:
     """The trainer that `trl dpo` would build from the same arguments, with behaviours and weights."""
     job = prepared.job
-    model = load_reference(job).model
+    model = load_reference(job, to_train=True).model
     prepare_trainable(model, job.trainable)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
