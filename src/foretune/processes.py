@@ -171,7 +171,7 @@ def _state_of_accelerate(kind: str | None, changes: dict[str, Any]) -> Iterator[
 
     states = (PartialState._shared_state, AcceleratorState._shared_state)
     kept = [dict(state) for state in states]
-    kind = kind or ("MULTI_CPU" if PartialState().device.type == "cpu" else "MULTI_GPU")
+    kind = kind or ("MULTI_CPU" if str(PartialState().device).startswith("cpu") else "MULTI_GPU")
     PartialState._shared_state.update({**changes, "distributed_type": DistributedType(kind)})
     AcceleratorState._shared_state.clear()
     try:

@@ -202,6 +202,8 @@ def job_from(**explicit: Any) -> Job:
         hint = f"; did you mean {near[0]}?" if near else "; `foretune forecast --help` lists what there is."
         raise UserError(f"unknown argument {unknown[0]}{hint}")
     if explicit.get("fsdp") or _launched_with_fsdp():
+        if _launched_with_fsdp() and os.environ.get("FSDP_VERSION", "1") != "2":
+            raise UserError("FSDP version 1 cannot be observed while it trains: launch with --fsdp_version 2.")
         # the policy is not sharded before training begins, so its reference could not be computed before that
         explicit = {"precompute_ref_log_probs": False, **explicit}
     values = {**DEFAULTS, "use_cpu": default_device().type == "cpu", **explicit}

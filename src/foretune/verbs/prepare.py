@@ -83,7 +83,7 @@ class Prepared(NamedTuple):
 
 
 def load_reference(job: Job, *, to_train: bool = False) -> LoadedModel:
-    """The model of a job, frozen weights in the job's dtype; where parameters are sharded, the trainer places its own."""
+    """The model of a job, frozen weights in the job's dtype; the trainer itself shards the one that it trains."""
     sharded = job.shards_parameters()
     loaded = load_model(
         str(job.model.model_name_or_path),
