@@ -30,7 +30,8 @@ from foretune.models.encoding import EncodedPair
 from foretune.models.load import load_model, resolve_dtype
 from foretune.records.provenance import versions
 
-VOCABULARY = 49152
+# small, so that the layers and not the output layer are most of the work
+VOCABULARY = 8192
 # tokens of a prompt and of a response: medians of log-normal lengths, as in short preference data
 PROMPT, RESPONSE, SPREAD, LONGEST = 48, 24, 0.5, 512
 

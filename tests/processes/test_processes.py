@@ -96,7 +96,7 @@ def test_same_metrics_as_one_process(count, trainable, finished):
             if before["step"] == 1 and "accuracies" in key:
                 continue  # the signs of margins that are 0 but for rounding
             atol = 1e-6 * (1 if key in ("loss", "grad_norm", "learning_rate") else scale)
-            assert after[key] == pytest.approx(before[key], abs=atol, rel=1e-6), key
+            assert after[key] == pytest.approx(before[key], abs=atol, rel=2e-6 if key == "grad_norm" else 1e-6), key
 
 
 def nats(run: RunFolder) -> float:
