@@ -49,6 +49,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def launched_with_fsdp() -> bool:
+    """Whether the launcher was told to divide parameters over the processes."""
+    return count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def mine(items: Sequence[Result]) -> Sequence[Result]:
     """This process's share of `items`: every count()-th, which may be none."""
     return items[rank() :: count()]

@@ -22,7 +22,7 @@ def is_sharded(model: torch.nn.Module) -> bool:
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
-def final_states(model: torch.nn.Module, **inputs: Tensor) -> Tensor:
+def final_states(model: torch.nn.Module, **inputs: Any) -> Tensor:
     """Final hidden states, past the final norm, shape (batch, length, hidden).
 
     Args:
@@ -48,7 +48,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _through_root(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+def _through_root(model: Any, inputs: dict[str, Any]) -> Tensor:
     """The trunk called inside the root's hooks, which gather the parameters that belong to no inner unit."""
     if not hasattr(model, "_final_states"):
         model._final_states = MethodType(lambda self, **given: trunk(self)(**given).last_hidden_state, model)

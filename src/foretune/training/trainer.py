@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
@@ -122,7 +122,7 @@ class PreferenceTrainer(DPOTrainer):
         if processes.count() > 1:
             folder = Path(self.args.output_dir) / "rows" / name
             processes.on_main(lambda: dataset.save_to_disk(folder))
-            dataset = load_from_disk(folder)
+            dataset = Dataset.load_from_disk(str(folder))
         return super()._precompute_ref_logps(dataset, name, REFERENCE_BATCH if shared else batch_size)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
@@ -200,6 +200,8 @@ def _references_once(config: DPOConfig | None, rows: Any) -> DPOConfig | None:
         config is None
         or not isinstance(rows, Dataset)
         or config.sync_ref_model
+        or config.fsdp  # the policy is sharded when training starts, not before
+        or processes.launched_with_fsdp()
         or {"image", "images"} & {*rows.features}
     ):
         return config

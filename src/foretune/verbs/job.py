@@ -107,7 +107,7 @@ class Job:
 
     def shards_parameters(self) -> bool:
         """Whether the processes divide the model's parameters (FSDP) instead of each having all of them."""
-        return processes.count() > 1 and (bool(self.training.fsdp) or _launched_with_fsdp())
+        return processes.launched_with_fsdp() or (processes.count() > 1 and bool(self.training.fsdp))
 
     def dtype(self) -> torch.dtype:
         """The dtype of frozen weights; measured unless it was named."""
@@ -201,11 +201,8 @@ def job_from(**explicit: Any) -> Job:
         near = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"; did you mean {near[0]}?" if near else "; `foretune forecast --help` lists what there is."
         raise UserError(f"unknown argument {unknown[0]}{hint}")
-    if explicit.get("fsdp") or _launched_with_fsdp():
-        if _launched_with_fsdp() and os.environ.get("FSDP_VERSION", "1") != "2":
-            raise UserError("FSDP version 1 cannot be observed while it trains: launch with --fsdp_version 2.")
-        # the policy is not sharded before training begins, so its reference could not be computed before that
-        explicit = {"precompute_ref_log_probs": False, **explicit}
+    if processes.launched_with_fsdp() and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError("FSDP version 1 cannot be observed while it trains: launch with --fsdp_version 2.")
     values = {**DEFAULTS, "use_cpu": default_device().type == "cpu", **explicit}
     if "bf16" not in explicit and "fp16" not in explicit:
         dtype = resolve_dtype(explicit.get("dtype", "auto"), default_device())
@@ -224,10 +221,6 @@ def job_from(**explicit: Any) -> Job:
     if job.training.truncation_mode != "keep_start":
         raise UserError("truncation_mode keep_end is deprecated in TRL and not supported here: use keep_start.")
     return job
-
-
-def _launched_with_fsdp() -> bool:
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def _flag_value(value: Any) -> str:
