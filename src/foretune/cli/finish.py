@@ -1,14 +1,13 @@
 """What every verb ends with: the report is written, the summary shown."""
 
+from foretune import processes
 from foretune.records import RunFolder
 from foretune.report import build_report, print_summary
 
 
 def finish(run: RunFolder) -> None:
     """Write report.html and print the summary, on the main process alone."""
-    import os
-
-    if int(os.environ.get("RANK", "0")) != 0:
+    if not processes.is_main():
         return
     page = build_report(run.path)
     print_summary(run.path)

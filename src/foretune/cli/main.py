@@ -4,6 +4,9 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
+
+from foretune import processes
 
 VERBS = {
     "audit": "measure how distinguishable each behaviour is, who helps and who hurts whom",
@@ -45,13 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _quiet_libraries()
     from foretune.errors import UserError
 
+    processes.start()
     try:
         import_module(f"foretune.cli.{given[0]}").run(given[1:])
+        processes.leave()
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("stopped; run the same command again to continue.", code=130)
     except Exception as error:
+        if processes.is_loss(error):
+            _fail(processes.LOST, code=1)
         _fail_on_resources(error)
 
 
@@ -73,12 +80,15 @@ def _fail_on_resources(error: BaseException) -> None:
             "memory ran out: try a smaller --per_device_train_batch_size or --max_length, or "
             "--gradient_checkpointing True; run the same command again, it continues."
         )
+    if processes.count() > 1:
+        import traceback
+
+        _fail("".join(traceback.format_exception(error)).rstrip(), code=1)
     raise error
 
 
-def _fail(sentence: str, *, code: int = 2) -> None:
-    print(f"foretune: {sentence}", file=sys.stderr)
-    sys.exit(code)
+def _fail(sentence: str, *, code: int = 2) -> NoReturn:
+    processes.stop(sentence, code=code)
 
 
 def _quiet_libraries() -> None:
@@ -88,6 +98,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if not sys.warnoptions:
         import warnings
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from foretune import processes
 from foretune.cli.finish import finish
 from foretune.verbs.progress import Progress
 from foretune.verbs.replay import replay
@@ -27,6 +28,8 @@ def run(arguments: Sequence[str]) -> None:
     target = given.output_dir or f"{str(given.run).rstrip('/')}-replay"
     folder, differences = replay(given.run, target, progress=Progress())
     finish(folder)
+    if not processes.is_main():
+        return
     table = Table("table", "column", "largest relative difference")
     for (name, column), difference in sorted(differences.items(), key=lambda item: -item[1])[:12]:
         table.add_row(name, column, f"{difference:.2g}")

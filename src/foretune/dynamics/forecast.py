@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from foretune import processes
 from foretune.dynamics.closed_form import second_order_weights
 from foretune.dynamics.curves import curve_rows, learning_order
 from foretune.dynamics.flow import gradient_flow
-from foretune.dynamics.simulated_run import HeadProblem, simulate_run
+from foretune.dynamics.simulated_run import HeadProblem, SimulatedRun, simulate_run
 from foretune.objectives import Objective
 from foretune.objectives.base import FloatArray
 from foretune.statistics.behaviours import representatives
@@ -82,24 +83,41 @@ def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = 
         progress: told what is being computed.
     """
     progress("the joint run")
-    joint = simulate_run(
-        problem.head,
-        problem.arguments,
-        problem.objective,
-        train_pairs=problem.train_pairs,
-        weights=problem.weights,
-        observed=problem.observed,
-        observations=problem.observations,
-    )
+    with processes.with_whole_parameters():
+        joint = simulate_run(
+            problem.head,
+            problem.arguments,
+            problem.objective,
+            train_pairs=problem.train_pairs,
+            weights=problem.weights,
+            observed=problem.observed,
+            observations=problem.observations,
+        )
     times = np.concatenate([[0.0], np.cumsum(joint.learning_rates)])[joint.steps]
     rows = _rows(problem, "simulated_run", "mixture", joint.steps, joint.margins)
     order = learning_order(rows, split="train")
     rows += _flows(problem, "mixture", problem.train_pairs, joint.steps, times)
     if problem.small_head is not None:
-        for behaviour in np.unique(problem.behaviour_of[problem.train_pairs]):
-            progress(f"{behaviour} alone")
-            rows += _alone(problem, problem.small_head, behaviour, joint.steps, times, len(joint.learning_rates))
+        rows += _each_alone(problem, problem.small_head, joint, times, progress)
     return Forecast(rows, joint.steps, joint.margins, order, len(joint.learning_rates), joint.learning_rates)
+
+
+def _each_alone(
+    problem: ForecastProblem, head: HeadProblem, joint: SimulatedRun, times: FloatArray, progress: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Curves of every behaviour trained alone; several processes divide the behaviours."""
+    behaviours = np.unique(problem.behaviour_of[problem.train_pairs])
+
+    def share() -> list[tuple[int, list[dict[str, Any]]]]:
+        found = []
+        for number in processes.mine(range(len(behaviours))):
+            progress(f"{behaviours[number]} alone")
+            curves = _alone(problem, head, behaviours[number], joint.steps, times, len(joint.learning_rates))
+            found.append((number, curves))
+        return found
+
+    numbered = [part for parts in processes.together(share) for part in parts]
+    return [row for _, rows in sorted(numbered, key=lambda part: part[0]) for row in rows]
 
 
 def _alone(
@@ -111,16 +129,19 @@ def _alone(
         return []
     arguments = copy.copy(problem.arguments)
     arguments.max_steps = num_steps
+    arguments.gradient_accumulation_steps *= processes.count()  # each process repeats the whole run of some behaviours
+    arguments.dataloader_drop_last &= len(own) >= arguments.train_batch_size  # a step needs a batch
     members = problem.observed[problem.behaviour_of[problem.observed] == behaviour]
-    run = simulate_run(
-        head,
-        arguments,
-        problem.objective,
-        train_pairs=own,
-        weights=problem.weights,
-        observed=members,
-        observations=problem.observations,
-    )
+    with processes.as_one_process():
+        run = simulate_run(
+            head,
+            arguments,
+            problem.objective,
+            train_pairs=own,
+            weights=problem.weights,
+            observed=members,
+            observations=problem.observations,
+        )
     rows = _rows(problem, "simulated_run", "alone", steps, run.margins, members)
     return rows + _flows(problem, "alone", own, steps, times, members)
 

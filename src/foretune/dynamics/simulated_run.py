@@ -286,6 +286,9 @@ def _quiet(arguments: TrainingArguments, scratch: str) -> TrainingArguments:
         "load_best_model_at_end": False,
         "resume_from_checkpoint": None,
         "torch_compile": False,
+        "fsdp": False,
+        "fsdp_plugin_args": None,
+        "ddp_find_unused_parameters": False,  # all of W is used, and DDP would not find it in an output that is W
         "dataloader_num_workers": 0,
         "dataloader_prefetch_factor": None,
         "dataloader_persistent_workers": False,

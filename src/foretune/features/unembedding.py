@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foretune import processes
 from foretune.features.sketch import TensorSketch
 from foretune.features.store import ShardColumn, ShardStore
 from foretune.models.batches import Targets, num_states, targets_of
@@ -23,6 +24,7 @@ from foretune.models.dtype import float32_products_of
 from foretune.models.encoding import EncodedPair
 from foretune.models.forward_pass import ForwardPass
 from foretune.models.head import Head, head_of
+from foretune.models.sharded import keep_company
 from foretune.scores.log_probs import states_at_once, sum_by_response
 
 PAIRS_PER_SHARD = 256
@@ -57,7 +59,7 @@ def measure_pairs(
     packed: bool = True,
     progress: Callable[[int], None] = lambda pairs_done: None,
 ) -> None:
-    """Run the pass, or what is missing of it; `read_features` gives its results.
+    """Run the pass, or what is missing of it, divided over the processes; `read_features` gives its results.
 
     Args:
         model: the reference model.
@@ -65,17 +67,27 @@ def measure_pairs(
         store: where shards go; those already there under the same key are not computed again.
         sketch_dim: length of φ's sketch.
         packed: compute each prompt once (see `foretune.models.batches`).
-        progress: called with the number of pairs finished so far.
+        progress: called with the number of pairs that all processes have finished so far, about.
     """
     head, forward = head_of(model), ForwardPass(model, packed=packed)
     sketch = TensorSketch(*head.weight.shape, dim=sketch_dim, device=str(head.weight.device))
     head = head.reordered(sketch.order)
     blocks = shard_ranges(len(pairs))
-    store.discard_foreign(len(blocks))
-    for index, (start, stop) in enumerate(blocks):
-        if not store.has(index):
-            store.write(index, _measure_block(forward, head, sketch, pairs[start:stop]))
-        progress(stop)
+    missing = processes.on_main(lambda: _missing(store, len(blocks)))
+    left = len(missing)
+    progress(max(0, len(pairs) - left * PAIRS_PER_SHARD))
+    for index in processes.mine(missing):
+        start, stop = blocks[index]
+        store.write(index, _measure_block(forward, head, sketch, pairs[start:stop]))
+        left = max(0, left - processes.count())
+        progress(max(0, len(pairs) - left * PAIRS_PER_SHARD))
+    keep_company(model)
+    processes.together()
+
+
+def _missing(store: ShardStore, count: int) -> list[int]:
+    store.discard_foreign(count)
+    return [index for index in range(count) if not store.has(index)]
 
 
 def shard_ranges(count: int) -> list[tuple[int, int]]:

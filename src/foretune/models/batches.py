@@ -14,7 +14,8 @@ from torch import Tensor
 
 from foretune.models.attention import NAME, Layout
 from foretune.models.encoding import EncodedPair
-from foretune.models.head import causal_model, trunk
+from foretune.models.head import causal_model
+from foretune.models.sharded import final_states
 
 
 class Targets(NamedTuple):
@@ -137,12 +138,12 @@ def _packed_states(model: torch.nn.Module, pairs: Sequence[EncodedPair], shared:
     masks = {kind: mask.to(device) for kind, mask in masks.items()}
     for mask in masks.values():
         mask.grid = layout  # pyright: ignore
-    output = trunk(model)(
+    output = final_states(
+        model,
         input_ids=ids.to(device),
         attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
         position_ids=positions.to(device),
-        use_cache=False,
-    ).last_hidden_state
+    )
     return output[scored.to(device)]
 
 
@@ -176,7 +177,7 @@ def _separate_states(model: torch.nn.Module, pairs: Sequence[EncodedPair]) -> Te
     for row, tokens in enumerate(sequences):
         ids[row, : len(tokens)] = torch.tensor(tokens)
         mask[row, : len(tokens)] = 1
-    output = trunk(model)(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).last_hidden_state
+    output = final_states(model, input_ids=ids.to(device), attention_mask=mask.to(device))
     picked = []
     for index, pair in enumerate(pairs):
         start = len(pair.prompt_ids) - 1

@@ -10,7 +10,7 @@ from foretune.models.batches import num_states, states_of, supports_packing, tok
 from foretune.models.beginnings import group_by_beginning
 from foretune.models.dtype import float32_products_of
 from foretune.models.encoding import EncodedPair
-from foretune.models.head import trunk
+from foretune.models.sharded import final_states
 
 # Tokens of a batch: few enough on a CPU that activations stay in its cache, enough on a GPU to fill it.
 BUDGET = {"cpu": 1024}
@@ -90,5 +90,5 @@ class ForwardPass:
         beginning = Beginning(len(tokens))
         ids = torch.tensor([tokens], device=self.device)
         with beginning.recorded():
-            trunk(self._model)(input_ids=ids, use_cache=False)
+            final_states(self._model, input_ids=ids)
         return beginning

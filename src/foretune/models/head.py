@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 
@@ -65,6 +66,8 @@ def head_of(model: torch.nn.Module, *, live: bool = False) -> Head:
         scale = 1.0 / scaling if (scaling := getattr(config, "logits_scaling", None)) else 1.0
     weight, bias = layer.weight, getattr(layer, "bias", None)
     numbers = weight.dtype
+    if isinstance(weight, DTensor):  # sharded: all processes gather it
+        weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
     if not live:
         weight, bias = weight.detach().float(), None if bias is None else bias.detach().float()
     return Head(

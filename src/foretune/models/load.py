@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from accelerate.utils import patch_environment
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.distributed import DistributedConfig
 
+from foretune import processes
 from foretune.errors import UserError
 from foretune.models.dtype import fastest_dtype
 from foretune.models.embedded import EMBEDDED_MODEL, EMBEDDED_NOTE, converted, embedded_gguf
+from foretune.models.sharded import whole
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,20 +63,37 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
+    sharded: bool = False,
 ) -> LoadedModel:
     """Load model and tokenizer; never runs remote code unless asked, never unpickles.
+
+    Args:
+        name: hub id, local folder, GGUF file, or the embedded model.
+        dtype: of the weights.
+        revision: of the hub.
+        trust_remote_code: run code that comes with the model.
+        attn_implementation: as transformers takes it.
+        sharded: each process keeps a part of every layer (FSDP2), on its device.
 
     Raises:
         UserError: unknown name, not a causal language model, or weights that are not finite.
     """
     folder, note = resolve_name(name)
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    placement = {"distributed_config": DistributedConfig(fsdp_size=processes.count())} if sharded else {}
     try:
         AutoConfig.from_pretrained(folder, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, attn_implementation=attn_implementation, **options
-        )
+        # otherwise, under FSDP, all processes but one would be left with empty weights
+        with patch_environment(fsdp_cpu_ram_efficient_loading="false"):
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                attn_implementation=attn_implementation,
+                **options,
+                **placement,
+            )
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -88,7 +109,7 @@ def load_model(
 def check_finite(model: torch.nn.Module, name: str) -> None:
     """Refuse weights that hold NaN or infinity, naming the first such parameter."""
     for parameter_name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if not torch.isfinite(whole(parameter)).all():
             raise UserError(f"the weights of '{name}' are broken: {parameter_name} holds NaN or infinity.")
 
 
@@ -97,5 +118,5 @@ def weights_hash(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(whole(parameter).detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()

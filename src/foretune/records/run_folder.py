@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from foretune import processes
 from foretune.errors import UserError
 from foretune.records.schema import SCHEMA_VERSION, TABLES
 
@@ -21,7 +22,7 @@ ROWS_AT_ONCE = 4096
 
 
 class RunFolder:
-    """Reads and writes the files of one run.
+    """Reads and writes the files of one run; of several processes, the main one alone writes.
 
     Args:
         path: the folder; created on the first write.
@@ -116,6 +117,8 @@ class RunFolder:
             return {key: stored[key] for key in stored.files}
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> None:
+        if not processes.is_main():
+            return
         target = self.path / name
         scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:

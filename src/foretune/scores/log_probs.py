@@ -81,7 +81,7 @@ def pair_scores(
 @torch.no_grad()
 def score_pairs(head: Head, forward: ForwardPass, pairs: Sequence[EncodedPair]) -> PairScores:
     """The same with a pass that is already open."""
-    parts = []
+    parts: list[Sequence[Tensor]] = [[*torch.zeros(2, 0, dtype=torch.float64)]]  # no pairs, no scores
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
         block = pairs[start : start + PAIRS_AT_ONCE]
         targets = Targets(*(part.to(head.weight.device) for part in targets_of(block)))

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from foretune import processes
 from foretune.dynamics.curves import observation_steps
 from foretune.models.batches import supports_packing
 from foretune.models.encoding import EncodedPair
+from foretune.models.sharded import keep_company
 from foretune.scores import pair_scores
 from foretune.training.behaviour_metrics import BehaviourMetrics, example_values
 
@@ -73,15 +75,24 @@ class BehaviourObserver(TrainerCallback):
         training = model.training
         model.eval()
         packed = supports_packing(model) if self.packed is None else self.packed
-        scores = pair_scores(model, self.pairs, packed=packed)
+        found = self._scores(model, packed)
         model.train(training)
-        found = np.stack([scores.chosen.numpy(), scores.rejected.numpy()])
         self.observations[step] = found
         if self.reference is None:
             self.reference = found
         self._keep(step, found)
         if self.log is not None and state.is_world_process_zero:
             self.log(self._metrics(found))
+
+    def _scores(self, model: torch.nn.Module, packed: bool) -> np.ndarray:
+        """Log-probabilities of chosen and rejected, shape (2, n); every process scores its share of the pairs."""
+        scores = pair_scores(model, processes.mine(self.pairs), packed=packed)
+        keep_company(model)
+        parts = processes.together(lambda: np.stack([scores.chosen.numpy(), scores.rejected.numpy()]))
+        found = np.empty((2, len(self.pairs)))
+        for number, part in enumerate(parts):
+            found[:, number :: len(parts)] = part
+        return found
 
     def _metrics(self, found: np.ndarray) -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -95,7 +106,7 @@ class BehaviourObserver(TrainerCallback):
         return metrics
 
     def _keep(self, step: int, found: np.ndarray) -> None:
-        if self.folder is None:
+        if self.folder is None or not processes.is_main():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"step-{step:08d}.npy"
@@ -105,13 +116,16 @@ class BehaviourObserver(TrainerCallback):
         os.replace(scratch, target)
 
     def _restore(self, up_to: int) -> None:
-        if self.folder is None:
-            return
-        for file in sorted(self.folder.glob("step-*.npy")):
+        self.observations |= processes.on_main(lambda: self._kept(up_to))
+        if self.reference is None and 0 in self.observations:
+            self.reference = self.observations[0]
+
+    def _kept(self, up_to: int) -> dict[int, np.ndarray]:
+        found = {}
+        for file in sorted(self.folder.glob("step-*.npy")) if self.folder is not None else ():
             step = int(file.stem.removeprefix("step-"))
             if step > up_to or up_to == 0:
                 file.unlink()  # from a run that is being repeated from an earlier checkpoint
             else:
-                self.observations[step] = np.load(file)
-        if self.reference is None and 0 in self.observations:
-            self.reference = self.observations[0]
+                found[step] = np.load(file)
+        return found

@@ -19,7 +19,8 @@ from foretune.models import attention
 from foretune.models.batches import states_of, supports_packing, targets_of
 from foretune.models.encoding import EncodedPair
 from foretune.models.forward_pass import ForwardPass
-from foretune.models.head import Head, head_of
+from foretune.models.head import Head, head_of, trunk
+from foretune.models.sharded import is_sharded
 from foretune.scores.log_probs import states_at_once
 
 
@@ -52,10 +53,11 @@ def add_shared_prompt_head(model: PreTrainedModel, *, exact: bool = False, pack:
 def _score(
     model: PreTrainedModel, pairs: list[EncodedPair], labels: Tensor, *, exact: bool, packed: bool, scores_only: bool
 ) -> FusedCausalLMOutput:
-    if torch.is_grad_enabled():
-        states = states_of(model, pairs, packed=packed)
+    inner = trunk(model)  # this is inside `model`'s own forward, where FSDP's hooks have run
+    if torch.is_grad_enabled() or is_sharded(model):  # sharded: every process must call the trunk equally often
+        states = states_of(inner, pairs, packed=packed)
     else:
-        states = ForwardPass(model, packed=packed).states(pairs)
+        states = ForwardPass(inner, packed=packed).states(pairs)
     targets = targets_of(pairs)
     state, token = targets.state.to(states.device), targets.token.to(states.device)
     head = head_of(model, live=True)

@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
+from foretune import processes
 from foretune.errors import UserError
 from foretune.models.head import causal_model
 from foretune.training.behaviour_metrics import BehaviourMetrics, example_values
@@ -110,9 +112,17 @@ class PreferenceTrainer(DPOTrainer):
         return super()._prepare_dataset(dataset, *args, **kwargs)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """TRL's, scored as training will score (it is called at the end of TRL's constructor)."""
+        """TRL's, scored as training will score (it is called at the end of TRL's constructor).
+
+        Of several processes the main one writes the results next to the rows and the others read them there, so the
+        rows must be in a folder that all see.
+        """
         self._replace_head()
         shared = getattr(causal_model(self.model), "_scores_shared_prompts", False)
+        if processes.count() > 1:
+            folder = Path(self.args.output_dir) / "rows" / name
+            processes.on_main(lambda: dataset.save_to_disk(folder))
+            dataset = Dataset.load_from_disk(str(folder))
         return super()._precompute_ref_logps(dataset, name, REFERENCE_BATCH if shared else batch_size)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
@@ -190,6 +200,8 @@ def _references_once(config: DPOConfig | None, rows: Any) -> DPOConfig | None:
         config is None
         or not isinstance(rows, Dataset)
         or config.sync_ref_model
+        or config.fsdp  # the policy is sharded when training starts, not before
+        or processes.launched_with_fsdp()
         or {"image", "images"} & {*rows.features}
     ):
         return config

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from foretune import processes
 from foretune.dynamics.curves import ALL
 from foretune.errors import UserError
-from foretune.features.probes import probe
+from foretune.features.probes import Probes, probe
 from foretune.features.store import ShardStore
 from foretune.features.unembedding import PairFeatures, measure_pairs, open_store, read_features
 from foretune.findings import AnswerCounts, Evidence, find_all
@@ -60,12 +61,22 @@ def audit_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     if run.stage_key("audit") == key:
         progress.say("audit: already in the run folder.")
         return run
+    processes.check_same("data or weights", key)
     write_command(job)
-    probes = probe(prepared.loaded.model, prepared.pairs)
+    probes = processes.together(lambda: probe(prepared.loaded.model, prepared.pairs))[0]
     notes = [*prepared.data.info.notes, *probes.notes]
     for note in notes:
         progress.say(note)
     features = features_of(prepared, progress, probes.packed)
+    processes.on_main(lambda: _write_audit(prepared, features, probes, notes, watch, progress))
+    assert processes.wait_until(lambda: run.stage_key("audit") == key)
+    return run
+
+
+def _write_audit(
+    prepared: Prepared, features: PairFeatures, probes: Probes, notes: list[str], watch: Stopwatch, progress: Progress
+) -> None:
+    job, run = prepared.job, prepared.job.run
     progress.say("statistics …")
     measured = measure(prepared, features)
     kernel = training_kernel(measured)
@@ -77,7 +88,7 @@ def audit_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     run.write_table("findings", [finding._asdict() for finding in find_all(evidence)])
     run.finish_stage(
         "audit",
-        key=key,
+        key=audit_key(prepared),
         seconds=watch.seconds,
         foretune_version=versions()["foretune"],
         provenance=_provenance(prepared),
@@ -91,7 +102,6 @@ def audit_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
             "notes": notes,
         },
     )
-    return run
 
 
 def write_command(job: Job) -> None:
@@ -263,4 +273,5 @@ def _provenance(prepared: Prepared) -> dict[str, Any]:
         "data_sha256": prepared.pairs_sha256,
         "seed": job.training.seed,
         "device": name,
+        "processes": processes.count(),
     }

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from trl import DPOTrainer
 
+from foretune import processes
 from foretune.dynamics.closed_form import early_theory
 from foretune.dynamics.curves import ALL
 from foretune.dynamics.forecast import Forecast, ForecastProblem, flow_rows, forecast_run
@@ -133,7 +134,7 @@ def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, wat
         "learning_rate": arguments.learning_rate,
         "scheduler": str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)),
         "steps": result.num_steps,
-        "batch_size": arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps,
+        "batch_size": arguments.train_batch_size * arguments.gradient_accumulation_steps * processes.count(),
         "learning_order": result.order,
         "unlearned_at_first": sorted(name for name, rate in rates.items() if rate < 0),
         "unlearned_at_end": _unlearned(joint, result.steps[-1]),

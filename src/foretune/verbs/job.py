@@ -1,6 +1,7 @@
 """A job: the arguments of `trl dpo`, plus foretune's own few."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
 
+from foretune import processes
 from foretune.data import PreferenceData, load_preferences
 from foretune.errors import UserError
 from foretune.models.load import resolve_dtype
@@ -103,6 +105,10 @@ class Job:
         """Where models run."""
         return torch.device("cpu") if self.training.use_cpu else default_device()
 
+    def shards_parameters(self) -> bool:
+        """Whether the processes divide the model's parameters (FSDP) instead of each having all of them."""
+        return processes.launched_with_fsdp() or (processes.count() > 1 and bool(self.training.fsdp))
+
     def dtype(self) -> torch.dtype:
         """The dtype of frozen weights; measured unless it was named."""
         return resolve_dtype(self.model.dtype if "dtype" in self.explicit else "auto", self.device())
@@ -195,6 +201,8 @@ def job_from(**explicit: Any) -> Job:
         near = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"; did you mean {near[0]}?" if near else "; `foretune forecast --help` lists what there is."
         raise UserError(f"unknown argument {unknown[0]}{hint}")
+    if processes.launched_with_fsdp() and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError("FSDP version 1 cannot be observed while it trains: launch with --fsdp_version 2.")
     values = {**DEFAULTS, "use_cpu": default_device().type == "cpu", **explicit}
     if "bf16" not in explicit and "fp16" not in explicit:
         dtype = resolve_dtype(explicit.get("dtype", "auto"), default_device())
@@ -229,13 +237,13 @@ def _said_by_flags(arguments: list[str], prog: str) -> dict[str, Any]:
     for action in parser._actions:
         action.default = argparse.SUPPRESS
         action.required = False
+    if not processes.is_main():
+        parser._print_message = lambda *_: None  # usage and errors are shown once
     # argparse ends the process with code 2 and a sentence on unknown flags and unreadable values
     return vars(parser.parse_args(arguments))
 
 
 def _read_config(path: str | None) -> dict[str, Any]:
-    import os
-
     import yaml
 
     if path is None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset
 
+from foretune import processes
 from foretune.data import PreferenceData
 from foretune.errors import UserError
 from foretune.models.encoding import Lost, encode
@@ -81,15 +82,19 @@ class Prepared(NamedTuple):
         return rows.select(np.flatnonzero(np.isin(ids, kept)))
 
 
-def load_reference(job: Job) -> LoadedModel:
-    """The model of a job, frozen weights in the job's dtype."""
+def load_reference(job: Job, *, to_train: bool = False) -> LoadedModel:
+    """The model of a job, frozen weights in the job's dtype; the trainer itself shards the one that it trains."""
+    sharded = job.shards_parameters()
     loaded = load_model(
         str(job.model.model_name_or_path),
         dtype=job.dtype(),
         revision=job.model.model_revision,
         trust_remote_code=job.training.trust_remote_code,
         attn_implementation=job.model.attn_implementation,
+        sharded=sharded and not to_train,
     )
+    if sharded:
+        return loaded
     return loaded._replace(model=loaded.model.to(job.device()))
 
 
@@ -99,6 +104,7 @@ def prepare(job: Job) -> Prepared:
     Raises:
         UserError: no training pair is left.
     """
+    processes.check_shared(job.run.path)
     if job.ours.restart and job.run.stages:
         job.run.update_record(stages={})
     data = job.load_data()

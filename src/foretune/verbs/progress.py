@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from foretune import processes
+
 
 class Progress:
     """Where a verb says what it is doing.
@@ -18,8 +20,8 @@ class Progress:
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         """Write to standard error by default, so that standard output holds results alone."""
-        self.console = console or Console(stderr=True, quiet=quiet)
-        self.quiet = quiet
+        self.quiet = quiet or not processes.is_main()
+        self.console = console or Console(stderr=True, quiet=self.quiet)
 
     @classmethod
     def silent(cls) -> "Progress":

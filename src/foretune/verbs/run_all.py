@@ -1,5 +1,6 @@
 """All verbs in turn on one job, data and model loaded once."""
 
+from foretune import processes
 from foretune.records import RunFolder
 from foretune.verbs.audit import audit_prepared
 from foretune.verbs.forecast import forecast_prepared
@@ -21,5 +22,5 @@ def run_all(job: Job, progress: Progress, *, verbs: tuple[str, ...] = ("forecast
     if "train" in verbs:
         train_prepared(prepared, progress)
     if "verify" in verbs:
-        verify(run, progress=progress)
+        processes.on_main(lambda: verify(run, progress=progress))
     return run

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from trl import get_quantization_config
 
+from foretune import processes
 from foretune.dynamics.curves import curve_rows
 from foretune.errors import UserError
 from foretune.objectives import DPO
@@ -50,7 +51,7 @@ def train_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     if run.stage_key("train") == key:
         progress.say("train: already in the run folder.")
         return run
-    checkpoint = _checkpoint(job, run, key)
+    checkpoint = processes.on_main(lambda: _checkpoint(job, run, key))
     write_command(job)
     observer = BehaviourObserver(
         [prepared.pairs[index] for index in prepared.observed],
@@ -67,6 +68,7 @@ def train_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(run.path))
     _write_observations(prepared, run, observer)
+    processes.on_main(lambda: shutil.rmtree(run.path / "rows", ignore_errors=True))
     run.finish_stage(
         "train",
         key=key,
@@ -85,7 +87,7 @@ def train_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
 def build_trainer(prepared: Prepared) -> PreferenceTrainer:
     """The trainer that `trl dpo` would build from the same arguments, with behaviours and weights."""
     job = prepared.job
-    model = load_reference(job).model
+    model = load_reference(job, to_train=True).model
     prepare_trainable(model, job.trainable)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -124,7 +126,7 @@ IRRELEVANT = {
 def _checkpoint(job: Job, run: RunFolder, key: str) -> str | None:
     """The checkpoint to continue from; those of another run are refused, or removed with --restart."""
     if job.ours.restart:
-        for old in [*run.path.glob("checkpoint-*"), run.path / "observations"]:
+        for old in [*run.path.glob("checkpoint-*"), run.path / "observations", run.path / "rows"]:
             shutil.rmtree(old, ignore_errors=True)
     named = job.training.resume_from_checkpoint
     if isinstance(named, str) and named.lower() not in ("true", "false"):
