@@ -68,7 +68,7 @@ def differentiate_head(
         residual.index_put_((row[inside], targets.token[inside]), sign[inside], accumulate=True)
         if head.scale != 1.0 or head.softcap is not None:
             residual *= _slope(head, logits)
-        pulled[chunk] = residual.to(head.weight.dtype) @ head.weight
+        pulled[chunk] = torch.nn.functional.linear(residual.to(head.weight.dtype), head.weight.T)
         if weight is not None:
             for pair in owner[chunk].unique():
                 own = owner[chunk] == pair

@@ -20,6 +20,7 @@ from foretune.features.store import ShardStore
 from foretune.models.batches import Targets, num_states, states_of, targets_of, token_batches
 from foretune.models.encoding import EncodedPair
 from foretune.models.head import head_of
+from foretune.models.kernels import FrozenKernels
 
 
 class PairGradients(NamedTuple):
@@ -65,7 +66,7 @@ def batch_gradients(
     """
     rows = len(pairs) if packed else 2 * len(pairs)
     layers = LayerGradients(model, names, num_pairs=len(pairs), num_rows=rows, dtype=dtype)
-    with _frozen(model), layers.hooks():
+    with _frozen(model), layers.hooks(), FrozenKernels():
         states = states_of(model, pairs, packed=packed)
         head = head_of(model, live=True)
         weight, bias = layers.name_of(head.weight), layers.name_of(head.bias)
