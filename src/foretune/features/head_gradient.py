@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foretune.models.batches import Targets
 from foretune.models.head import Head
-from foretune.scores.log_probs import STATES_AT_ONCE
+from foretune.scores.log_probs import states_at_once
 
 
 class HeadGradient(NamedTuple):
@@ -56,14 +56,15 @@ def differentiate_head(
     target_place = torch.where(needed[targets.state], place[targets.state], -1)
     weight = sign.new_zeros(num_pairs, *head.weight.shape) if weights else None
     bias = sign.new_zeros(num_pairs, len(head.weight)) if weights and head.bias is not None else None
-    for start, chunk in enumerate(needed.nonzero()[:, 0].split(STATES_AT_ONCE)):
+    step = states_at_once(head)
+    for block, chunk in enumerate(needed.nonzero()[:, 0].split(step)):
         logits = head.logits(states[chunk]).to(exact)
         largest = logits.amax(-1, keepdim=True)
         residual = (logits - largest).exp_()
         total = residual.sum(-1, keepdim=True)
         normaliser[chunk] = (largest + total.log())[:, 0]
         residual *= -count[chunk, None] / total
-        row = target_place - start * STATES_AT_ONCE
+        row = target_place - block * step
         inside = (row >= 0) & (row < len(chunk))
         residual.index_put_((row[inside], targets.token[inside]), sign[inside], accumulate=True)
         if head.scale != 1.0 or head.softcap is not None:
