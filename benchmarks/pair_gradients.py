@@ -3,9 +3,9 @@
 Criteria, fixed before the first run: at least 3 times as fast as the fastest of the three, and peak memory at most 1.25
 times that of the forward and backward pass alone plus the gradients themselves.
 
-Each method runs in a process of its own, on the same pairs, parameters and dtype, each with the best of a few batch
-sizes; they take turns within a round, and ratios are medians over rounds. Peers are installed apart, without what they
-do not need here (benchmarks/README.md), and their environment is given:
+Each method runs in a process of its own, on the same pairs, parameters and dtype, at the better of two batch sizes; they
+take turns within a round, and ratios are medians over rounds. Peers are installed apart, without what they do not need
+here (benchmarks/README.md), and their environment is given:
 
     python benchmarks/pair_gradients.py --data ../shared/data --peer_python ../peers/bin/python
 """
@@ -33,7 +33,7 @@ from foretune.records.provenance import versions
 
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 SOURCES = {"persona": "persona", "hh": "hh/harmless-base-test.jsonl.gz"}
-BUDGETS = [512, 2048, 8192]
+BUDGETS = [512, 2048]
 CHECKED = 4
 WORKER = Path(__file__).with_name("pair_gradients_worker.py")
 
@@ -156,17 +156,19 @@ def main() -> None:
     parser.add_argument("--hh_pairs", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=list(SOURCES))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/pair_gradients.json"))
     given = parser.parse_args()
     if not given.data.is_dir():
         raise SystemExit(f"no data at {given.data}: see the docs for where the hub has it.")
-    counts = {"persona": given.persona_pairs, "hh": given.hh_pairs}
+    counts = {name: {"persona": given.persona_pairs, "hh": given.hh_pairs}[name] for name in given.sources}
     result = json.loads(given.output.read_text()) if given.output.exists() else {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        job = write_job(folder, given.data, counts)
         result |= {
             "criteria": {"times_faster_than_fastest": ">= 3", "memory_ratio": "<= 1.25"},
-            **write_job(folder, given.data, counts),
+            "num_parameters": job["num_parameters"],
             "lora": LORA,
             "rounds": given.rounds,
             "threads": torch.get_num_threads(),
@@ -181,15 +183,14 @@ def main() -> None:
             }
             missing = {name: workers[name].started["error"] for name in workers if "error" in workers[name].started}
             workers = {name: worker for name, worker in workers.items() if name not in missing}
-            result[dtype] = {
-                data: {
+            for data in counts:
+                result.setdefault(dtype, {})[data] = {
+                    **job["data"][data],
                     "missing": missing,
                     "distance_from_loop": agreement(workers, folder, data),
                     **race(workers, data, given.rounds),
                     "memory": memory(folder, dtype, data, 2048),
                 }
-                for data in counts
-            }
             for worker in workers.values():
                 worker.close()
             given.output.parent.mkdir(parents=True, exist_ok=True)
