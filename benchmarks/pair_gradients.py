@@ -3,9 +3,9 @@
 Criteria, fixed before the first run: at least 3 times as fast as the fastest of the three, and peak memory at most 1.25
 times that of the forward and backward pass alone plus the gradients themselves.
 
-Each method runs in a process of its own, on the same pairs, parameters and dtype, at the better of two batch sizes; they
-take turns within a round, and ratios are medians over rounds. Peers are installed apart, without what they do not need
-here (benchmarks/README.md), and their environment is given:
+Each method runs in a process of its own, on the same pairs, parameters and dtype, at the better of two batch sizes.
+They take turns within a round, and ratios are medians over rounds. Peers are installed apart, without what they do not
+need here (benchmarks/README.md), and their environment is given:
 
     python benchmarks/pair_gradients.py --data ../shared/data --peer_python ../peers/bin/python
 """
