@@ -130,6 +130,22 @@ def race(workers: dict[str, Worker], data: str, rounds: int) -> dict:
     }
 
 
+def race_all(folder: Path, dtype: str, peer_python: str, rounds: int, sources: list[str]) -> dict:
+    """Agreement and speed of all methods that can be imported, by data set."""
+    python = {"dattri-llm": peer_python, "bergson": peer_python}
+    names = ("foretune", "dattri-llm", "bergson", "loop")
+    workers = {name: Worker(name, python.get(name, sys.executable), folder, dtype) for name in names}
+    missing = {name: own.started["error"] for name, own in workers.items() if "error" in own.started}
+    workers = {name: worker for name, worker in workers.items() if name not in missing}
+    found = {
+        data: {"missing": missing, "distance_from_loop": agreement(workers, folder, data)} | race(workers, data, rounds)
+        for data in sources
+    }
+    for worker in workers.values():
+        worker.close()
+    return found
+
+
 def memory(job: Path, dtype: str, data: str, budget: int) -> dict[str, float]:
     """Peak resident memory, MB, of one batch: pair gradients and the bare pass, each in a fresh process."""
     peaks = {}
@@ -157,6 +173,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=list(SOURCES))
+    parser.add_argument("--parts", nargs="+", default=["race", "memory"], choices=["race", "memory"])
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/pair_gradients.json"))
     given = parser.parse_args()
     if not given.data.is_dir():
@@ -176,23 +193,13 @@ def main() -> None:
             "versions": versions(),
         }
         for dtype in given.dtypes:
-            python = {"foretune": sys.executable, "dattri-llm": given.peer_python, "bergson": given.peer_python}
-            workers = {
-                name: Worker(name, python.get(name, sys.executable), folder, dtype)
-                for name in ("foretune", "dattri-llm", "bergson", "loop")
-            }
-            missing = {name: workers[name].started["error"] for name in workers if "error" in workers[name].started}
-            workers = {name: worker for name, worker in workers.items() if name not in missing}
-            for data in counts:
-                result.setdefault(dtype, {})[data] = {
-                    **job["data"][data],
-                    "missing": missing,
-                    "distance_from_loop": agreement(workers, folder, data),
-                    **race(workers, data, given.rounds),
-                    "memory": memory(folder, dtype, data, 2048),
-                }
-            for worker in workers.values():
-                worker.close()
+            found = result.setdefault(dtype, {})
+            if "race" in given.parts:
+                for data, entry in race_all(folder, dtype, given.peer_python, given.rounds, list(counts)).items():
+                    found[data] = found.get(data, {}) | job["data"][data] | entry
+            if "memory" in given.parts:
+                for data in counts:
+                    found[data] = found.get(data, {}) | {"memory": memory(folder, dtype, data, 2048)}
             given.output.parent.mkdir(parents=True, exist_ok=True)
             given.output.write_text(json.dumps(result, indent=1) + "\n")
             print(json.dumps({dtype: result[dtype]}, indent=1))
