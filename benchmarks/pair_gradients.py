@@ -34,6 +34,7 @@ from foretune.records.provenance import versions
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 SOURCES = {"persona": "persona", "hh": "hh/harmless-base-test.jsonl.gz"}
 BUDGETS = [512, 2048]
+PARTS = ("agreement", "race", "memory")
 CHECKED = 4
 WORKER = Path(__file__).with_name("pair_gradients_worker.py")
 
@@ -106,11 +107,11 @@ def agreement(workers: dict[str, Worker], folder: Path, data: str) -> dict[str, 
     return {name: float((own - expected).norm() / expected.norm()) for name, own in found.items()}
 
 
-def race(workers: dict[str, Worker], data: str, rounds: int) -> dict:
+def race(workers: dict[str, Worker], data: str, rounds: int, budgets: list[int]) -> dict:
     """Seconds of each method, round by round, each at its best batch size."""
     budget = {}
     for name, worker in workers.items():
-        options = BUDGETS if name != "loop" else BUDGETS[:1]
+        options = budgets if name != "loop" else budgets[:1]  # a loop has no batches
         tried = {option: worker.ask(data=data, budget=option)["seconds"] for option in options}
         budget[name] = min(tried, key=lambda option: tried[option])
     seconds: dict[str, list[float]] = {name: [] for name in workers}
@@ -130,17 +131,20 @@ def race(workers: dict[str, Worker], data: str, rounds: int) -> dict:
     }
 
 
-def race_all(folder: Path, dtype: str, peer_python: str, rounds: int, sources: list[str]) -> dict:
+def compare(folder: Path, dtype: str, sources: list[str], given: argparse.Namespace) -> dict:
     """Agreement and speed of all methods that can be imported, by data set."""
-    python = {"dattri-llm": peer_python, "bergson": peer_python}
+    python = {"dattri-llm": given.peer_python, "bergson": given.peer_python}
     names = ("foretune", "dattri-llm", "bergson", "loop")
     workers = {name: Worker(name, python.get(name, sys.executable), folder, dtype) for name in names}
     missing = {name: own.started["error"] for name, own in workers.items() if "error" in own.started}
     workers = {name: worker for name, worker in workers.items() if name not in missing}
-    found = {
-        data: {"missing": missing, "distance_from_loop": agreement(workers, folder, data)} | race(workers, data, rounds)
-        for data in sources
-    }
+    found = {}
+    for data in sources:
+        found[data] = {"missing": missing}
+        if "agreement" in given.parts:
+            found[data]["distance_from_loop"] = agreement(workers, folder, data)
+        if "race" in given.parts:
+            found[data] |= race(workers, data, given.rounds, given.budgets)
     for worker in workers.values():
         worker.close()
     return found
@@ -173,7 +177,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=list(SOURCES))
-    parser.add_argument("--parts", nargs="+", default=["race", "memory"], choices=["race", "memory"])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--budgets", nargs="+", type=int, default=BUDGETS, help="tokens of a batch to choose from")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/pair_gradients.json"))
     given = parser.parse_args()
     if not given.data.is_dir():
@@ -194,8 +199,8 @@ def main() -> None:
         }
         for dtype in given.dtypes:
             found = result.setdefault(dtype, {})
-            if "race" in given.parts:
-                for data, entry in race_all(folder, dtype, given.peer_python, given.rounds, list(counts)).items():
+            if set(given.parts) & {"agreement", "race"}:
+                for data, entry in compare(folder, dtype, list(counts), given).items():
                     found[data] = found.get(data, {}) | job["data"][data] | entry
             if "memory" in given.parts:
                 for data in counts:
