@@ -13,7 +13,6 @@ need here (benchmarks/README.md), and their environment is given:
 import argparse
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from harness import machine
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -29,7 +29,6 @@ from foretune.data import load_preferences
 from foretune.features.pair_gradients import trainable_names
 from foretune.models.encoding import encode
 from foretune.models.load import load_model, resolve_name
-from foretune.records.provenance import versions
 
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 SOURCES = {"persona": "persona", "hh": "hh/harmless-base-test.jsonl.gz"}
@@ -71,7 +70,8 @@ def write_job(folder: Path, data: Path, counts: dict[str, int]) -> dict:
     pairs = {}
     for name, count in counts.items():
         rows = list(load_preferences(str(data / SOURCES[name]), test_fraction=0.0).train)
-        members = encode(random.Random(0).sample(rows, count), loaded.tokenizer, split="train", max_length=512).pairs
+        drawn = random.Random(0).sample(rows, count)
+        members = encode(drawn, loaded.tokenizer, split="train", max_length=512)
         pairs[name] = [[pair.prompt_ids, pair.chosen_ids, pair.rejected_ids] for pair in members]
     torch.manual_seed(0)
     model = get_peft_model(loaded.model, LoraConfig(**LORA))
@@ -193,9 +193,7 @@ def main() -> None:
             "num_parameters": job["num_parameters"],
             "lora": LORA,
             "rounds": given.rounds,
-            "threads": torch.get_num_threads(),
-            "machine": platform.processor() or platform.machine(),
-            "versions": versions(),
+            "machine": machine(),
         }
         for dtype in given.dtypes:
             found = result.setdefault(dtype, {})

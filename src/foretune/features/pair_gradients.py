@@ -108,8 +108,8 @@ def measure_pair_gradients(
     for index, batch in enumerate(token_batches(pairs, budget=budget)):
         if not store.has(index):
             found = batch_gradients(model, [pairs[i] for i in batch], names, packed=packed, dtype=dtype)
-            rows = {"pair": torch.tensor(batch), "margin": found.margin.double().cpu()}
-            store.write(index, rows | {name: value.cpu() for name, value in found.gradient.items()})
+            gradient = {name: value.cpu() for name, value in found.gradient.items()}
+            store.write(index, gradient | {"margin": found.margin.double().cpu()})
         done += len(batch)
         progress(done)
 
@@ -118,11 +118,13 @@ def read_pair_gradients(
     store: ShardStore, pairs: Sequence[EncodedPair], names: Collection[str], *, budget: int = 2048
 ) -> PairGradients:
     """Read a finished pass back, rows in the order of `pairs`; `names` may be some of those measured."""
-    count = sum(1 for _ in token_batches(pairs, budget=budget))
-    parts = [store.read(index, ["pair", "margin", *names]) for index in range(count)]
-    order = torch.argsort(torch.cat([part["pair"] for part in parts]))
-    margin, *rows = (torch.cat([part[name] for part in parts])[order] for name in ("margin", *names))
-    return PairGradients(margin, dict(zip(names, rows, strict=True)))
+    batches = list(token_batches(pairs, budget=budget))
+    order = torch.argsort(torch.tensor([index for batch in batches for index in batch]))
+
+    def column(name: str) -> Tensor:
+        return torch.cat([store.read(index, name, len(batch)) for index, batch in enumerate(batches)])[order]
+
+    return PairGradients(column("margin"), {name: column(name) for name in names})
 
 
 @contextmanager
