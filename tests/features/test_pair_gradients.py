@@ -1,0 +1,123 @@
+"""Pair gradients do not depend on their batch, and a pass can be resumed."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from tests.reference.pair_gradients import pair_gradients
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from foretune.features import pair_gradients as module
+from foretune.features.pair_gradients import (
+    batch_gradients,
+    measure_pair_gradients,
+    read_pair_gradients,
+    trainable_names,
+)
+from foretune.features.store import ShardStore
+from foretune.models.encoding import EncodedPair
+
+VOCABULARY = 40
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        initializer_range=0.4,
+    )
+    adapters = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+    model = get_peft_model(LlamaForCausalLM(config), adapters).double()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    return model
+
+
+def tokens(lengths, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    draw = [torch.randint(VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
+    return EncodedPair(seed, "b", "train", 1.0, *draw, False)
+
+
+PAIRS = [tokens(lengths, seed) for seed, lengths in enumerate([(5, 1, 1), (9, 3, 2), (1, 4, 6), (14, 2, 7), (3, 1, 5)])]
+
+
+def flat(gradient):
+    return torch.cat(list(gradient.values()), 1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(1, 8)] * 3), min_size=1, max_size=4), st.booleans())
+def test_any_lengths_agree_with_one_autograd_pass_a_pair(model, lengths, packed):
+    pairs = [tokens(own, seed) for seed, own in enumerate(lengths)]
+    names = trainable_names(model)
+    expected = pair_gradients(model, pairs, names)
+    found = batch_gradients(model, pairs, names, packed=packed).gradient
+    torch.testing.assert_close(flat(found).double(), flat(expected), atol=1e-5, rtol=1e-4)
+
+
+def test_batch_size_row_order_and_padding_do_not_matter(model):
+    names = trainable_names(model)
+    whole = batch_gradients(model, PAIRS, names)
+    order = [3, 0, 4, 1, 2]
+    shuffled = batch_gradients(model, [PAIRS[i] for i in order], names)
+    torch.testing.assert_close(flat(shuffled.gradient), flat(whole.gradient)[order], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(shuffled.margin, whole.margin[order])
+    for index, pair in enumerate(PAIRS):
+        alone = batch_gradients(model, [pair], names)
+        torch.testing.assert_close(flat(alone.gradient)[0], flat(whole.gradient)[index], atol=1e-5, rtol=1e-5)
+
+
+def test_identical_responses_and_a_shared_beginning_cancel(model):
+    names = trainable_names(model)
+    same = tokens((4, 3, 1))._replace(rejected_ids=tokens((4, 3, 1)).chosen_ids)
+    found = batch_gradients(model, [same], names)
+    assert float(found.margin.abs().max()) < 1e-5
+    assert float(flat(found.gradient).abs().max()) < 1e-4
+
+
+def test_model_is_left_as_it_was(model):
+    names = trainable_names(model)
+    model.train()
+    batch_gradients(model, PAIRS, names)
+    assert model.training and trainable_names(model) == names
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(layer._forward_hooks for layer in model.modules())
+    model.eval()
+
+
+def test_a_pass_resumes_and_is_read_back_in_order(model, tmp_path, monkeypatch):
+    names = trainable_names(model)
+    store = ShardStore(tmp_path, "key")
+    done = []
+    measure_pair_gradients(model, PAIRS, names, store, budget=30, progress=done.append)
+    assert len(done) > 1 and done[-1] == len(PAIRS)
+    store.path(1).unlink()
+    calls = []
+    monkeypatch.setattr(module, "batch_gradients", lambda *a, **k: calls.append(1) or batch_gradients(*a, **k))
+    measure_pair_gradients(model, PAIRS, names, store, budget=30)
+    assert len(calls) == 1
+    whole = batch_gradients(model, PAIRS, names)
+    found = read_pair_gradients(store, PAIRS, names[1:3], budget=30)
+    assert list(found.gradient) == names[1:3]
+    for name in names[1:3]:
+        torch.testing.assert_close(found.gradient[name], whole.gradient[name], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.margin, whole.margin.double(), atol=1e-5, rtol=1e-5)
+
+
+def test_stored_in_half_the_space(model, tmp_path):
+    store = ShardStore(tmp_path, "key")
+    names = trainable_names(model)
+    measure_pair_gradients(model, PAIRS, names, store, dtype=torch.bfloat16)
+    found = flat(read_pair_gradients(store, PAIRS, names).gradient)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), flat(batch_gradients(model, PAIRS, names).gradient), atol=1e-4, rtol=1e-2)
