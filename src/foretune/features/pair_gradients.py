@@ -67,7 +67,7 @@ def batch_gradients(
     rows = len(pairs) if packed else 2 * len(pairs)
     layers = LayerGradients(model, names, num_pairs=len(pairs), num_rows=rows, dtype=dtype)
     with _frozen(model), layers.hooks(), FrozenKernels():
-        states = states_of(model, pairs, packed=packed)
+        states = states_of(model, pairs, packed=packed, in_line=False)
         head = head_of(model, live=True)
         weight, bias = layers.name_of(head.weight), layers.name_of(head.bias)
         targets = Targets(*(part.to(states.device) for part in targets_of(pairs)))

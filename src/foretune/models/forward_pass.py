@@ -10,6 +10,7 @@ from foretune.models.batches import num_states, states_of, supports_packing, tok
 from foretune.models.beginnings import group_by_beginning
 from foretune.models.dtype import float32_products_of
 from foretune.models.encoding import EncodedPair
+from foretune.models.kernels import FrozenKernels
 from foretune.models.sharded import final_states
 
 # Tokens of a batch: few enough on a CPU that activations stay in its cache, enough on a GPU to fill it.
@@ -56,6 +57,12 @@ class ForwardPass:
     @torch.no_grad()
     def states(self, pairs: Sequence[EncodedPair]) -> Tensor:
         """Final hidden states that predict response tokens, shape (Σ num_states, hidden), in the order of `pairs`."""
+        if self.device.type != "cpu" or next(self._model.parameters()).dtype != torch.float32:
+            return self._states(pairs)
+        with FrozenKernels():
+            return self._states(pairs)
+
+    def _states(self, pairs: Sequence[EncodedPair]) -> Tensor:
         parts: list[Tensor] = [torch.empty(0)] * len(pairs)
         if not self._share:
             self._compute(pairs, range(len(pairs)), 0, parts)
