@@ -109,7 +109,8 @@ def main() -> None:
         for dtype, count in zip((torch.bfloat16, torch.float32), counts, strict=True):
             title = f"{name}, {str(dtype).removeprefix('torch.')}"
             print(title, flush=True)
-            found["studies"][title] = study(options.data / SOURCES[name], dtype, count, batch, options.rounds)
+            rounds = options.rounds if dtype == torch.bfloat16 else min(options.rounds, 2)
+            found["studies"][title] = study(options.data / SOURCES[name], dtype, count, batch, rounds)
             print({key: found["studies"][title][key] for key in ("rows_per_second", "times_faster")}, flush=True)
             write("training", found)
     found["same_losses"] = same_losses(options.data / SOURCES["persona"])

@@ -1,6 +1,7 @@
 """Scores and states are right for every architecture: packed, padded and alone."""
 
 from contextlib import nullcontext
+from copy import deepcopy
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def make_pairs(seed: int = 0) -> list[EncodedPair]:
 
 def make_model(name: str) -> tf.PreTrainedModel:
     torch.manual_seed(1)
-    model = tf.AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+    model = tf.AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name])).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2.0)

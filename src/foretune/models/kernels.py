@@ -38,7 +38,12 @@ class FrozenKernels(TorchFunctionMode):
 
 def _suits_onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     plain = all(part.device.type == "cpu" and part.dtype == torch.float32 for part in (inputs, weight))
-    return plain and not (weight.requires_grad and torch.is_grad_enabled()) and weight.numel() >= SMALL and onednn_is_faster()
+    return (
+        plain
+        and not (weight.requires_grad and torch.is_grad_enabled())
+        and weight.numel() >= SMALL
+        and onednn_is_faster()
+    )
 
 
 def _suits_products(

@@ -57,7 +57,7 @@ def distinguishability(
     >>> from foretune.statistics.samples import TwoClasses
     >>> rows = np.random.default_rng(0).normal(size=(400, 5)) + np.repeat([[3.0], [0.0]], 200, axis=0)
     >>> found = distinguishability(TwoClasses(rows, np.arange(400) < 200))
-    >>> found.low < 3 * 5**0.5 < found.high
+    >>> bool(found.low < 3 * 5**0.5 < found.high)
     True
     """
     if not sample.defined:
