@@ -8,7 +8,7 @@ import torch
 import transformers as tf
 
 from foretune.features.probes import probe
-from foretune.models import attention
+from foretune.models import attention, batches
 from foretune.models.batches import states_of, supports_packing, targets_of
 from foretune.models.encoding import EncodedPair
 from foretune.models.forward_pass import ForwardPass
@@ -105,6 +105,16 @@ def test_states_equal_those_of_separate_sequences_to_1e_5(name, long_beginning, 
     for options in ({"share": False}, {"overhead": 0}, {"overhead": 0, "budget": 40}, {"overhead": 30}):
         found = ForwardPass(model, **options).states(pairs)
         torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mistral"])
+@torch.no_grad()
+def test_tokens_in_line_and_in_rows_give_the_same(name, monkeypatch):
+    model, pairs, found = make_model(name), with_beginnings(make_pairs()), []
+    for little in (0.0, 1.0):
+        monkeypatch.setattr(batches, "LITTLE_PADDING", little)
+        found.append(ForwardPass(model, overhead=0).states(pairs))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mistral"])

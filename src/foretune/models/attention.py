@@ -195,10 +195,10 @@ def _by_products(
     parts = []
     for start in range(0, len(query), step):
         rows = slice(start, start + step)
-        asked = _wide(query[rows]) * scaling
-        scores = _scores(asked, key[rows])
+        asked = _wide(query[rows])
+        scores = _scores(asked, key[rows], scaling)
         if first is not None:
-            scores = torch.cat([_scores_of_one(asked, first[0]), scores], -1)
+            scores = torch.cat([_scores_of_one(asked, first[0], scaling), scores], -1)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         if mask is not None and mask.dtype == torch.bool:
@@ -209,16 +209,17 @@ def _by_products(
         seen = _weighted(weights[..., length:], value[rows])
         if first is not None:
             seen = seen + _weighted_of_one(weights[..., :length], first[1])
-        parts.append(seen.to(query.dtype))
-    return torch.cat(parts).transpose(1, 2)
+        parts.append(seen.transpose(1, 2).to(query.dtype, memory_format=torch.contiguous_format))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _scores(query: Tensor, key: Tensor) -> Tensor:
-    """Products of queries and keys; heads that share a key head are one matrix."""
+def _scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """Scaled products of queries and keys; heads that share a key head are one matrix."""
     rows, heads, tokens, dim = query.shape
     groups = query.reshape(rows * key.shape[1], -1, dim)
     keys = _wide(key).reshape(rows * key.shape[1], -1, dim)
-    return torch.bmm(groups, keys.transpose(1, 2)).view(rows, heads, tokens, -1)
+    unused = groups.new_empty(1, 1, 1)
+    return torch.baddbmm(unused, groups, keys.transpose(1, 2), beta=0, alpha=scaling).view(rows, heads, tokens, -1)
 
 
 def _weighted(weights: Tensor, value: Tensor) -> Tensor:
@@ -227,9 +228,9 @@ def _weighted(weights: Tensor, value: Tensor) -> Tensor:
     return torch.bmm(groups, _wide(value).reshape(rows * value.shape[1], keys, -1)).view(rows, heads, tokens, -1)
 
 
-def _scores_of_one(query: Tensor, key: Tensor) -> Tensor:
+def _scores_of_one(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """The same where all rows see one row's keys, shape (1, heads, keys, head_dim): all rows are one matrix."""
-    return _scores(_rows_as_tokens(query), key).unflatten(2, (len(query), -1))[0].transpose(0, 1)
+    return _scores(_rows_as_tokens(query), key, scaling).unflatten(2, (len(query), -1))[0].transpose(0, 1)
 
 
 def _weighted_of_one(weights: Tensor, value: Tensor) -> Tensor:
@@ -242,7 +243,9 @@ def _rows_as_tokens(rows: Tensor) -> Tensor:
 
 
 def _wide(values: Tensor) -> Tensor:
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+    """Contiguous, and in float32 at least: both in one copy."""
+    wide = torch.float32 if values.dtype in (torch.bfloat16, torch.float16) else values.dtype
+    return values.to(wide, memory_format=torch.contiguous_format)
 
 
 AttentionInterface.register(NAME, tree_attention)

@@ -18,6 +18,10 @@ from foretune.models.head import causal_model
 from foretune.models.sharded import final_states
 
 
+# Less padding than this share costs less than moving tokens between a line and a grid for attention.
+LITTLE_PADDING = 0.04
+
+
 class Targets(NamedTuple):
     """What is scored: one entry a response token, chosen first, then rejected, pair by pair.
 
@@ -98,7 +102,7 @@ def states_of(
         pairs: one batch; it is padded to its longest member.
         packed: compute the prompt once (False: two separate sequences a pair, the slow way).
         shared: tokens at the beginning of all pairs that an active `Beginning` stands for (packed only).
-        in_line: give the layers all tokens in one line, without padding, where the model attends with
+        in_line: give the layers all tokens in one line where there is padding to be saved and the model attends with
             `foretune_tree` (False: always a padded row a pair).
     """
     assert all(len(pair.prompt_ids) > shared for pair in pairs), "a response needs a prompt token that predicts it"
@@ -134,11 +138,12 @@ def _packed_states(model: torch.nn.Module, pairs: Sequence[EncodedPair], shared:
         # the padding sees itself alone, so that its softmax is defined; nothing sees it
         visible[row, len(tokens) :, : len(tokens)] = False
     masks = _masks(model, visible, positions, shared)
-    if in_line and causal_model(model).config.get_text_config()._attn_implementation == NAME:
+    layout, of_trees = None, causal_model(model).config.get_text_config()._attn_implementation == NAME
+    if in_line and of_trees and real.float().mean() < 1 - LITTLE_PADDING:
         layout = Layout(*real.shape, real.flatten().nonzero()[:, 0].to(device))
         ids, positions, scored = ids[real][None], positions[real][None], scored[real][None]
-    else:
-        layout, dtype = None, next(model.parameters()).dtype
+    if not of_trees:
+        dtype = next(model.parameters()).dtype
         masks = {
             kind: torch.zeros(m.shape, dtype=dtype).masked_fill_(~m, torch.finfo(dtype).min)
             for kind, m in masks.items()
