@@ -29,9 +29,15 @@ check: $(STAMP)  ## style, types, direction of imports
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: $(STAMP)  ## studies on real data; results go to benchmarks/results/
+bench: $(STAMP)  ## studies on real data and speed beside peers; results go to benchmarks/results/ and docs/benchmarks.md
 	$(BIN)/python benchmarks/persona_last_layer.py
 	$(BIN)/python benchmarks/joint_last_layer.py
+	$(BIN)/python benchmarks/features.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/pair_gradients.py
+	$(BIN)/python benchmarks/audit_memory.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/table.py
 
 docs: $(STAMP)  ## check that every public name, verb, column and link is documented; run the examples
 	$(BIN)/python docs/check.py

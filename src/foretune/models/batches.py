@@ -17,7 +17,6 @@ from foretune.models.encoding import EncodedPair
 from foretune.models.head import causal_model
 from foretune.models.sharded import final_states
 
-
 # Less padding than this share costs less than moving tokens between a line and a grid for attention.
 LITTLE_PADDING = 0.04
 

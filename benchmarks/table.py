@@ -1,0 +1,175 @@
+"""Write docs/benchmarks.md from results/: speed and memory, each figure as it was measured.
+
+python benchmarks/table.py
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harness import RESULTS
+
+PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+OPENING = """\
+# Speed and memory
+
+Written by `python benchmarks/table.py` from `benchmarks/results/`; `make bench` measures again. Methods take turns in
+one run on one machine. A ratio is the median over rounds of (seconds of the other / seconds of foretune), least and
+largest in brackets: machines differ and are noisy, ratios less so. Criteria were fixed before the first runs and stand
+in each script's first lines; **missed** marks those that were not reached.
+"""
+FEATURES = """\
+## Features
+
+Hidden states, log-probabilities and gradient sketches of all pairs (`measure_pairs`) against a loop at batch size 1
+with `output_hidden_states`, and against padded batches of separate sequences through the output layer.
+
+| data, dtype | pairs/s | times the loop | times padded batches | tokens computed, of packed | share of matmul ceiling |
+|---|---|---|---|---|---|"""
+TRAINING = """\
+## Training
+
+`PreferenceTrainer` against TRL's `DPOTrainer`, both as they are by default: LoRA r = 8 on q and v, one epoch,
+everything from the constructor to the last step.
+
+| data, dtype | batch | rows/s | TRL's rows/s | times TRL | times TRL with precomputed references |
+|---|---|---|---|---|---|"""
+GRADIENTS = """\
+## Gradients of every pair
+
+LoRA r = 8 on q and v, whole, against dattri-llm 0.1.0, bergson 2.5.1 and a loop over pairs;
+[how they were installed](../benchmarks/README.md). Memory: the peak without the gradients, over that of the bare pass.
+
+| data, dtype | pairs | times dattri-llm | times bergson | times the loop | memory |
+|---|---|---|---|---|---|"""
+MEMORY = """\
+## Memory of an audit
+
+Peak resident memory of the process (the kernel's VmHWM, mapped files included), tiny model.
+
+| behaviours | pairs | peak of the largest over peak of the smallest | bytes a pair |
+|---|---|---|---|"""
+SCALING = """\
+## How the pass grows
+
+Exponents of seconds, with 95 % intervals ([the plan](many-machines.md) assumes 1).
+
+| fit | exponent | points |
+|---|---|---|"""
+
+
+def main() -> None:
+    """Write the page."""
+    parts = [OPENING, *features(), *training(), *gradients(), *memory(), *scaling()]
+    PAGE.write_text("\n".join(parts) + "\n")
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """A result, or None where it has not been measured."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def ratio(found: dict[str, float], criterion: float | None = None) -> str:
+    """A ratio in words, with its range."""
+    text = f"{found['median']:.1f} ({found['min']:.1f} to {found['max']:.1f})"
+    return f"**{text}: missed**" if criterion and found["median"] < criterion else text
+
+
+def on(machine: dict[str, Any]) -> str:
+    """The machine in words."""
+    features = f" with {', '.join(machine['features'])}" if machine["features"] else ""
+    return f"{machine['threads']} threads of {machine['cpu']}{features}, torch {machine['versions']['torch']}."
+
+
+def features() -> Iterator[str]:
+    """The feature pass."""
+    found = read("features")
+    if found is None:
+        return
+    yield FEATURES
+    for name, study in found["studies"].items():
+        criteria = {"loop": 5.0, "padded": 5.0} if name.startswith("persona") else {"loop": None, "padded": 2.0}
+        cells = [ratio(study["times_faster"][rival], criteria[rival]) for rival in ("loop", "padded")]
+        share = study["share_of_ceiling"]["forward_pass"]
+        work = study["work"]
+        yield (
+            f"| {name} | {study['rows_per_second']['foretune']:.0f} | {cells[0]} | {cells[1]} "
+            f"| {work['tokens_computed_a_pair']:.1f} of {work['tokens_a_pair']:.1f} "
+            f"| {f'{share:.0%}' if share >= 0.75 else f'**{share:.0%}: missed (75 %)**'} |"
+        )
+    yield f"\n{on(found['machine'])}\n"
+
+
+def training() -> Iterator[str]:
+    """Training against TRL."""
+    found = read("training")
+    if found is None:
+        return
+    yield TRAINING
+    for name, study in found["studies"].items():
+        criterion = 4.0 if name.startswith("persona") else 1.7
+        rates, faster = study["rows_per_second"], study["times_faster"]
+        once = ratio(faster["TRL, references once"]) if "TRL, references once" in faster else "–"
+        yield (
+            f"| {name} | {study['batch']} | {rates['foretune']:.2g} | {rates['TRL']:.2g} "
+            f"| {ratio(faster['TRL'], criterion)} | {once} |"
+        )
+    if same := found.get("same_losses"):
+        yield (
+            f"\nThe same losses: over {same['steps']} steps in float32 they differ by at most "
+            f"{same['largest_difference']:.1g} (criterion: 1e-4)."
+        )
+    yield ""
+
+
+def gradients() -> Iterator[str]:
+    """Pair gradients against peers."""
+    found = read("pair_gradients")
+    if found is None:
+        return
+    yield GRADIENTS
+    for dtype in ("bfloat16", "float32"):
+        for data, study in found.get(dtype, {}).items():
+            faster = study.get("times_faster_than", {})
+            cells = [against(faster, name) for name in ("dattri-llm", "bergson", "loop")]
+            memory = f"{study['memory']['ratio']:.2f}" if "memory" in study else "–"
+            yield f"| {data}, {dtype} | {study.get('num_pairs', '–')} | {' | '.join(cells)} | {memory} |"
+    yield ""
+
+
+def against(faster: dict[str, float], name: str) -> str:
+    """How many times as fast as a peer, – where it was not there."""
+    if name not in faster:
+        return "–"
+    return f"{faster[name]:.1f}" if faster[name] >= 3 else f"**{faster[name]:.1f}: missed (3)**"
+
+
+def memory() -> Iterator[str]:
+    """Memory of an audit."""
+    found = read("audit_memory")
+    if found is None:
+        return
+    yield MEMORY
+    for growth in found["growth"]:
+        few, many = growth["pairs"][0], growth["pairs"][-1]
+        peak = growth["peak_ratio"]
+        text = f"{peak:.2f}" if peak <= 1.1 else f"**{peak:.2f}: missed (1.10)**"
+        yield f"| {growth['behaviours']} | {few:,} to {many:,} | {text} | {growth['peak_bytes_a_pair']} |"
+    yield ""
+
+
+def scaling() -> Iterator[str]:
+    """Growth of the pass."""
+    found = read("scaling")
+    if found is None:
+        return
+    yield SCALING
+    for name, fit in found["fits"].items():
+        yield f"| {name} | {fit['exponent']:.2f} ({fit['low']:.2f} to {fit['high']:.2f}) | {fit['points']} |"
+    yield ""
+
+
+if __name__ == "__main__":
+    main()
