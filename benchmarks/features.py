@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from harness import copy_ceiling, matmul_ceiling, race, times_faster, write
+from harness import copy_ceiling, matmul_ceiling, race, read, times_faster, write
 
 from foretune.data import load_preferences
 from foretune.features.store import ShardStore
@@ -170,10 +170,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--sources", nargs="+", default=[*SOURCES], choices=[*SOURCES])
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     options = parser.parse_args()
-    found = {}
-    for source, count in (("persona", 768), ("hh", 48)):
-        for dtype in (torch.bfloat16, torch.float32):
+    found = (read("features") or {"studies": {}})["studies"]
+    for source in options.sources:
+        count = {"persona": 768, "hh": 48}[source]
+        for dtype in (getattr(torch, name) for name in options.dtypes):
             name = f"{source}, {str(dtype).removeprefix('torch.')}"
             print(name, flush=True)
             rounds = options.rounds if dtype == torch.bfloat16 else min(options.rounds, 2)

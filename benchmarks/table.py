@@ -3,12 +3,11 @@
 python benchmarks/table.py
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import RESULTS
+from harness import read
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 OPENING = """\
@@ -63,12 +62,6 @@ def main() -> None:
     """Write the page."""
     parts = [OPENING, *features(), *training(), *gradients(), *memory(), *scaling()]
     PAGE.write_text("\n".join(parts) + "\n")
-
-
-def read(name: str) -> dict[str, Any] | None:
-    """A result, or None where it has not been measured."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def ratio(found: dict[str, float], criterion: float | None = None) -> str:
