@@ -19,7 +19,7 @@ os.environ["TQDM_DISABLE"] = "1"
 
 import torch
 from datasets import Dataset
-from harness import race, times_faster, write
+from harness import race, read, times_faster, write
 from peft import LoraConfig
 from trl import DPOConfig, DPOTrainer
 
@@ -75,7 +75,7 @@ def study(source: Path, dtype: torch.dtype, count: int, batch: int, rounds: int)
         "foretune": lambda: train(PreferenceTrainer, rows, dtype, batch),
         "TRL": lambda: train(DPOTrainer, rows, dtype, batch),
     }
-    if dtype == torch.bfloat16:
+    if dtype == torch.bfloat16 and batch == 16:
         methods["TRL, references once"] = lambda: train(DPOTrainer, rows, dtype, batch, precompute_ref_log_probs=True)
     seconds = race(methods, rounds=rounds, warm_up=False)
     return {
@@ -104,10 +104,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sources", nargs="*", default=[*SOURCES], choices=[*SOURCES])
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     options = parser.parse_args()
-    found: dict = {"studies": {}}
-    for name, batch, counts in (("persona", 16, (96, 48)), ("hh", 8, (24, 8))):
+    found: dict = read("training") or {"studies": {}}
+    for name in options.sources:
+        batch, counts = {"persona": (16, (96, 48)), "hh": (8, (16, 8))}[name]
         for dtype, count in zip((torch.bfloat16, torch.float32), counts, strict=True):
+            if str(dtype).removeprefix("torch.") not in options.dtypes:
+                continue
             title = f"{name}, {str(dtype).removeprefix('torch.')}"
             print(title, flush=True)
             rounds = options.rounds if dtype == torch.bfloat16 else min(options.rounds, 2)

@@ -38,6 +38,7 @@ class FrozenKernels(TorchFunctionMode):
 
 def _suits_onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     plain = all(part.device.type == "cpu" and part.dtype == torch.float32 for part in (inputs, weight))
+    plain = plain and not torch.is_autocast_enabled("cpu")
     return (
         plain
         and not (weight.requires_grad and torch.is_grad_enabled())

@@ -20,6 +20,7 @@ from foretune.models.batches import states_of, supports_packing, targets_of
 from foretune.models.encoding import EncodedPair
 from foretune.models.forward_pass import ForwardPass
 from foretune.models.head import Head, head_of, trunk
+from foretune.models.kernels import FrozenKernels
 from foretune.models.sharded import is_sharded
 from foretune.scores.log_probs import states_at_once
 
@@ -55,7 +56,9 @@ def _score(
 ) -> FusedCausalLMOutput:
     inner = trunk(model)  # this is inside `model`'s own forward, where FSDP's hooks have run
     if torch.is_grad_enabled() or is_sharded(model):  # sharded: every process must call the trunk equally often
-        states = states_of(inner, pairs, packed=packed)
+        # a recomputed pass would run outside the context, and must save what the first one saved
+        with nullcontext() if model.is_gradient_checkpointing else FrozenKernels():
+            states = states_of(inner, pairs, packed=packed)
     else:
         states = ForwardPass(inner, packed=packed).states(pairs)
     targets = targets_of(pairs)
