@@ -173,7 +173,7 @@ def _masks(model: torch.nn.Module, visible: Tensor, positions: Tensor, shared: i
     kinds = set(getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"])
     sees = torch.nn.functional.pad(visible, (shared, 0), value=True)
     found = {"full_attention": sees[:, None]}
-    if "sliding_attention" in kinds:
+    if window is not None and "sliding_attention" in kinds:
         before = torch.arange(shared).expand(len(positions), -1)
         distance = positions[:, :, None] - torch.cat([before, positions], 1)[:, None, :]
         found["sliding_attention"] = (sees & (distance < window))[:, None]
