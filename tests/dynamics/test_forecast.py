@@ -11,7 +11,7 @@ from foretune.dynamics import forecast as module
 from foretune.dynamics.closed_form import early_theory, second_order_weights
 from foretune.dynamics.flow import gradient_flow
 from foretune.dynamics.forecast import ForecastProblem, flow_rows, forecast_run
-from foretune.dynamics.simulated_run import head_problem
+from foretune.dynamics.head_problem import head_problem
 from foretune.models.encoding import EncodedPair
 from foretune.models.head import Head
 from foretune.objectives import DPO
@@ -43,9 +43,10 @@ def make_problem(folder, *, alone=True, **changes):
         "report_to": [],
     }
     return ForecastProblem(
-        head=head,
-        small_head=head if alone else None,
+        margins=head,
+        margins_alone=head if alone else None,
         features=yes_no_features(states.double().numpy(), answer),
+        reference_margin=(head.reference[0] - head.reference[1]).double().numpy(),
         pair_id=np.arange(PAIRS),
         behaviour_of=behaviour_of,
         split_of=np.array(["train"] * (PAIRS - 2) + ["test"] * 2),
@@ -122,7 +123,7 @@ def test_a_flow_of_too_many_features_takes_a_share_of_each_behaviour(tmp_path, m
     problem = problem._replace(weights=np.where(problem.behaviour_of == "weak", 1.5, 0.5))
     monkeypatch.setattr(module, "LARGEST_FEATURES", 8 * problem.features.shape[1])
     monkeypatch.setattr("foretune.statistics.behaviours.RARE_ROWS", 1)
-    pairs, weights = flow_rows(problem, problem.train_pairs)
+    pairs, weights = flow_rows(problem.features, problem, problem.train_pairs)
     assert len(set(pairs.tolist())) == 8
     for name in ("strong", "weak"):
         mine = problem.behaviour_of[pairs] == name

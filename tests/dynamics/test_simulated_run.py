@@ -6,8 +6,9 @@ import torch
 from tests.reference.unembedding import reference_batches, reference_head_run, reference_margin, reference_schedule
 from transformers import TrainingArguments
 
-from foretune.dynamics import simulated_run as module
-from foretune.dynamics.simulated_run import head_problem, simulate_run
+from foretune.dynamics import head_problem as module
+from foretune.dynamics.head_problem import head_problem
+from foretune.dynamics.simulated_run import simulate_run
 from foretune.features.store import ShardColumn, ShardStore
 from foretune.models.encoding import EncodedPair
 from foretune.models.head import Head

@@ -1,7 +1,8 @@
-"""The forecast of a run that trains the unembedding: curves per behaviour, jointly and each behaviour alone."""
+"""The forecast of a run: curves per behaviour, jointly and each behaviour alone."""
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from foretune import processes
 from foretune.dynamics.closed_form import second_order_weights
 from foretune.dynamics.curves import curve_rows, learning_order
 from foretune.dynamics.flow import gradient_flow
-from foretune.dynamics.simulated_run import HeadProblem, SimulatedRun, simulate_run
+from foretune.dynamics.simulated_run import MarginModel, Renewal, SimulatedRun, simulate_run
 from foretune.objectives import Objective
 from foretune.objectives.base import FloatArray
 from foretune.statistics.behaviours import representatives
@@ -27,9 +28,10 @@ class ForecastProblem(NamedTuple):
     """What a forecast is made from; n pairs, those trained on and those held out.
 
     Attributes:
-        head: the exact problem of the unembedding, all rows trained.
-        small_head: the same with fewer rows, for the runs of single behaviours; None: those are not wanted.
-        features: φ of each pair, shape (n, dim).
+        margins: the run's margins as a function of what it trains.
+        margins_alone: the same, perhaps coarser, for the runs of single behaviours; None: those are not wanted.
+        features: φ of each pair under the unembedding alone, shape (n, dim); None: no gradient flow is wanted.
+        reference_margin: log π_ref(chosen) − log π_ref(rejected), shape (n,).
         pair_id: shape (n,); they decide which pairs the flow takes where they are too many.
         behaviour_of: shape (n,).
         split_of: shape (n,).
@@ -39,11 +41,15 @@ class ForecastProblem(NamedTuple):
         objective: the loss.
         arguments: the run's own `TrainingArguments`.
         observations: number of recorded steps.
+        checkpoint: of the pilot that the simulated run goes on from (see `simulate_run`).
+        past: what was observed of the pilot, margins of the same observed pairs.
+        renewal: where margins are linearised anew (see `simulate_run`).
     """
 
-    head: HeadProblem
-    small_head: HeadProblem | None
-    features: RowSource
+    margins: MarginModel
+    margins_alone: MarginModel | None
+    features: RowSource | None
+    reference_margin: FloatArray
     pair_id: np.ndarray
     behaviour_of: np.ndarray
     split_of: np.ndarray
@@ -53,6 +59,9 @@ class ForecastProblem(NamedTuple):
     objective: Objective
     arguments: Any
     observations: int
+    checkpoint: Path | None = None
+    past: SimulatedRun | None = None
+    renewal: Renewal | None = None
 
 
 class Forecast(NamedTuple):
@@ -76,7 +85,7 @@ class Forecast(NamedTuple):
 
 
 def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = lambda what: None) -> Forecast:
-    """Forecast the run: simulated with the user's optimiser, and by gradient flow and its second-order closed form.
+    """Forecast the run: simulated with the user's optimiser, and for the unembedding by gradient flow as well.
 
     Args:
         problem: what to forecast.
@@ -85,25 +94,28 @@ def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = 
     progress("the joint run")
     with processes.with_whole_parameters():
         joint = simulate_run(
-            problem.head,
+            problem.margins,
             problem.arguments,
             problem.objective,
             train_pairs=problem.train_pairs,
-            weights=problem.weights,
+            weights=problem.weights[problem.train_pairs],
             observed=problem.observed,
             observations=problem.observations,
+            checkpoint=problem.checkpoint,
+            renewal=problem.renewal,
         )
-    times = np.concatenate([[0.0], np.cumsum(joint.learning_rates)])[joint.steps]
+    if problem.past is not None:
+        joint = joint.after(problem.past)
     rows = _rows(problem, "simulated_run", "mixture", joint.steps, joint.margins)
     order = learning_order(rows, split="train")
-    rows += _flows(problem, "mixture", problem.train_pairs, joint.steps, times)
-    if problem.small_head is not None:
-        rows += _each_alone(problem, problem.small_head, joint, times, progress)
-    return Forecast(rows, joint.steps, joint.margins, order, len(joint.learning_rates), joint.learning_rates)
+    rows += _flows(problem, "mixture", problem.train_pairs, joint)
+    if problem.margins_alone is not None:
+        rows += _each_alone(problem, problem.margins_alone, joint, progress)
+    return Forecast(rows, joint.steps, joint.margins, order, joint.num_steps, joint.learning_rates)
 
 
 def _each_alone(
-    problem: ForecastProblem, head: HeadProblem, joint: SimulatedRun, times: FloatArray, progress: Callable[[str], None]
+    problem: ForecastProblem, margins: MarginModel, joint: SimulatedRun, progress: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Curves of every behaviour trained alone; several processes divide the behaviours."""
     behaviours = np.unique(problem.behaviour_of[problem.train_pairs])
@@ -112,50 +124,49 @@ def _each_alone(
         found = []
         for number in processes.mine(range(len(behaviours))):
             progress(f"{behaviours[number]} alone")
-            curves = _alone(problem, head, behaviours[number], joint.steps, times, len(joint.learning_rates))
-            found.append((number, curves))
+            found.append((number, _alone(problem, margins, behaviours[number], joint)))
         return found
 
     numbered = [part for parts in processes.together(share) for part in parts]
     return [row for _, rows in sorted(numbered, key=lambda part: part[0]) for row in rows]
 
 
-def _alone(
-    problem: ForecastProblem, head: HeadProblem, behaviour: str, steps: list[int], times: FloatArray, num_steps: int
-) -> list[dict[str, Any]]:
+def _alone(problem: ForecastProblem, margins: MarginModel, behaviour: str, joint: SimulatedRun) -> list[dict[str, Any]]:
     """Curves of one behaviour trained alone, for as many steps as the joint run has."""
     own = problem.train_pairs[problem.behaviour_of[problem.train_pairs] == behaviour]
     if problem.weights[own].sum() == 0:
         return []
     arguments = copy.copy(problem.arguments)
-    arguments.max_steps = num_steps
+    arguments.max_steps = joint.num_steps
     arguments.gradient_accumulation_steps *= processes.count()  # each process repeats the whole run of some behaviours
     arguments.dataloader_drop_last &= len(own) >= arguments.train_batch_size  # a step needs a batch
     members = problem.observed[problem.behaviour_of[problem.observed] == behaviour]
     with processes.as_one_process():
         run = simulate_run(
-            head,
+            margins,
             arguments,
             problem.objective,
             train_pairs=own,
-            weights=problem.weights,
+            weights=problem.weights[own],
             observed=members,
             observations=problem.observations,
         )
-    rows = _rows(problem, "simulated_run", "alone", steps, run.margins, members)
-    return rows + _flows(problem, "alone", own, steps, times, members)
+    rows = _rows(problem, "simulated_run", "alone", run.steps, run.margins, members)
+    return rows + _flows(problem, "alone", own, joint, members)
 
 
 def _flows(
     problem: ForecastProblem,
     trained_on: str,
     train: NDArray[np.int64],
-    steps: list[int],
-    times: FloatArray,
+    joint: SimulatedRun,
     members: NDArray[np.int64] | None = None,
 ) -> list[dict[str, Any]]:
-    """Gradient flow and second order on the clock Σ learning rates (the clock of SGD)."""
-    rows_in_flow = flow_rows(problem, train)
+    """Gradient flow and second order on the clock Σ learning rates (the clock of SGD), at the joint run's steps."""
+    if problem.features is None:
+        return []
+    rows_in_flow = flow_rows(problem.features, problem, train)
+    times = np.concatenate([[0.0], np.cumsum(joint.learning_rates)])[joint.steps]
     features, weights = np.asarray(problem.features[rows_in_flow.pairs], dtype=float), rows_in_flow.weights
     paths = {"gradient_flow": gradient_flow(features, weights, problem.objective, times=times)}
     uniform = np.ptp(problem.weights[train]) == 0
@@ -165,7 +176,7 @@ def _flows(
     rows = []
     for method, path in paths.items():
         margins = np.concatenate([path @ block.T for block in blocks_of(seen)], axis=1)
-        rows += _rows(problem, method, trained_on, steps, margins, members)
+        rows += _rows(problem, method, trained_on, joint.steps, margins, members)
     return rows
 
 
@@ -181,12 +192,12 @@ class FlowRows(NamedTuple):
     weights: FloatArray
 
 
-def flow_rows(problem: ForecastProblem, train: NDArray[np.int64]) -> FlowRows:
+def flow_rows(features: RowSource, problem: ForecastProblem, train: NDArray[np.int64]) -> FlowRows:
     """All of `train`; or where their features are more than LARGEST_FEATURES, a share of each behaviour's.
 
     The share is drawn by pair id and stands for the rest: its weights keep the behaviour's total.
     """
-    limit = max(LARGEST_FEATURES // problem.features.shape[1], 1)
+    limit = max(LARGEST_FEATURES // features.shape[1], 1)
     if len(train) <= limit:
         return FlowRows(train, problem.weights[train])
     owner = np.unique(problem.behaviour_of[train], return_inverse=True)[1]
@@ -205,14 +216,13 @@ def _rows(
     members: NDArray[np.int64] | None = None,
 ) -> list[dict[str, Any]]:
     members = problem.observed if members is None else members
-    reference = problem.head.reference.double().cpu().numpy()[:, members]
     rows = curve_rows(
         steps,
         margins,
         problem.behaviour_of[members],
         problem.split_of[members],
         problem.objective,
-        reference_margin=reference[0] - reference[1],
+        reference_margin=problem.reference_margin[members],
         weights=problem.weights[members],
     )
     kept = rows if trained_on == "mixture" else [row for row in rows if row["behaviour"] != "all"]

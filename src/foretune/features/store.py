@@ -112,5 +112,9 @@ class ShardColumn:
             found[here] = self._shard(index)[wanted].float().numpy()
         return found
 
+    def tensor(self) -> Tensor:
+        """All rows in memory, in the dtype they are stored in."""
+        return torch.cat([self._shard(index) for index in range(len(self._bounds) - 1)])
+
     def _shard(self, index: int) -> Tensor:
         return self._store.read(index, self._name, int(self._bounds[index + 1] - self._bounds[index]))

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foretune import processes
+from foretune.features.blocks import block_bounds, measure_blocks
 from foretune.features.sketch import TensorSketch
 from foretune.features.store import ShardColumn, ShardStore
 from foretune.models.batches import Targets, num_states, targets_of
@@ -24,7 +24,6 @@ from foretune.models.dtype import float32_products_of
 from foretune.models.encoding import EncodedPair
 from foretune.models.forward_pass import ForwardPass
 from foretune.models.head import Head, head_of
-from foretune.models.sharded import keep_company
 from foretune.scores.log_probs import states_at_once, sum_by_response
 
 PAIRS_PER_SHARD = 256
@@ -72,27 +71,14 @@ def measure_pairs(
     head, forward = head_of(model), ForwardPass(model, packed=packed)
     sketch = TensorSketch(*head.weight.shape, dim=sketch_dim, device=str(head.weight.device))
     head = head.reordered(sketch.order)
-    blocks = shard_ranges(len(pairs))
-    missing = processes.on_main(lambda: _missing(store, len(blocks)))
-    left = len(missing)
-    progress(max(0, len(pairs) - left * PAIRS_PER_SHARD))
-    for index in processes.mine(missing):
-        start, stop = blocks[index]
-        store.write(index, _measure_block(forward, head, sketch, pairs[start:stop]))
-        left = max(0, left - processes.count())
-        progress(max(0, len(pairs) - left * PAIRS_PER_SHARD))
-    keep_company(model)
-    processes.together()
-
-
-def _missing(store: ShardStore, count: int) -> list[int]:
-    store.discard_foreign(count)
-    return [index for index in range(count) if not store.has(index)]
-
-
-def shard_ranges(count: int) -> list[tuple[int, int]]:
-    """(start, stop) of each shard's pairs."""
-    return [(start, min(start + PAIRS_PER_SHARD, count)) for start in range(0, count, PAIRS_PER_SHARD)]
+    measure_blocks(
+        model,
+        pairs,
+        store,
+        lambda block: _measure_block(forward, head, sketch, block),
+        block=PAIRS_PER_SHARD,
+        progress=progress,
+    )
 
 
 def read_features(store: ShardStore, num_pairs: int) -> PairFeatures:
@@ -101,7 +87,7 @@ def read_features(store: ShardStore, num_pairs: int) -> PairFeatures:
     Raises:
         UserError: a shard is missing or damaged.
     """
-    bounds = np.array([0, *(stop for _, stop in shard_ranges(num_pairs))])
+    bounds = block_bounds(num_pairs, PAIRS_PER_SHARD)
     columns = {name: ShardColumn(store, name, bounds) for name in PairFeatures._fields}
     for name in ("chosen_logp", "rejected_logp"):
         columns[name] = columns[name][:].astype(np.float64)  # pyright: ignore
@@ -111,7 +97,7 @@ def read_features(store: ShardStore, num_pairs: int) -> PairFeatures:
 def read_states(store: ShardStore, num_states: NDArray[np.int64]) -> ShardColumn:
     """All scored states of a finished pass, pair by pair; `num_states` says how many each pair has, shape (n,)."""
     first = np.concatenate([[0], np.cumsum(num_states)])
-    return ShardColumn(store, "states", first[[0, *(stop for _, stop in shard_ranges(len(num_states)))]])
+    return ShardColumn(store, "states", first[block_bounds(len(num_states), PAIRS_PER_SHARD)])
 
 
 def open_store(run_folder: Path, key: str) -> ShardStore:
@@ -130,7 +116,7 @@ def _measure_block(
     owner = _owner_of_states(pairs).to(states.device)
     scores = sum_by_response(log_probs, targets, len(pairs))
     chosen_mean, rejected_mean = _response_means(states.float(), pairs)
-    tensors = {
+    return {
         "states": states,
         "chosen_logp": scores.chosen,
         "rejected_logp": scores.rejected,
@@ -139,7 +125,6 @@ def _measure_block(
         "rejected_mean": rejected_mean,
         "sketch": sketch.products(row_sketches, states.float(), owner, len(pairs)),
     }
-    return {name: tensor.cpu() for name, tensor in tensors.items()}
 
 
 def _residuals(head: Head, sketch: TensorSketch, states: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:

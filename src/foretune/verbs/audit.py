@@ -158,7 +158,7 @@ def features_of(prepared: Prepared, progress: Progress, packed: bool | None = No
 
 def measure(prepared: Prepared, features: PairFeatures) -> Measured:
     """Features with each pair's preferred answer where its behaviour has two."""
-    answer, shared = _answers(prepared)
+    answer, shared = answers_of(prepared)
     return Measured(
         prepared.behaviour_of,
         prepared.split_of,
@@ -173,7 +173,7 @@ def measure(prepared: Prepared, features: PairFeatures) -> Measured:
     )
 
 
-def _answers(prepared: Prepared) -> tuple[np.ndarray, bool]:
+def answers_of(prepared: Prepared) -> tuple[np.ndarray, bool]:
     """Each pair's preferred answer (0, 1; −1: free text), and whether all behaviours share one pair of answers."""
     pairs = prepared.pairs
     answer, offered = np.full(len(pairs), -1), []
@@ -194,7 +194,7 @@ def _answers(prepared: Prepared) -> tuple[np.ndarray, bool]:
 
 
 def _answer_texts(prepared: Prepared) -> list[str] | None:
-    answer, shared = _answers(prepared)
+    answer, shared = answers_of(prepared)
     if not shared:
         return None
     pair = prepared.pairs[0]

@@ -1,15 +1,18 @@
 """`forecast`: what the run will do to every behaviour, before it is run."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from trl import DPOTrainer
 
 from foretune import processes
 from foretune.dynamics.closed_form import early_theory
 from foretune.dynamics.curves import ALL
 from foretune.dynamics.forecast import Forecast, ForecastProblem, flow_rows, forecast_run
-from foretune.dynamics.simulated_run import head_problem
+from foretune.dynamics.head_problem import head_problem
+from foretune.dynamics.simulated_run import MarginModel
 from foretune.features.unembedding import read_states
 from foretune.models.head import head_of
 from foretune.objectives import Objective
@@ -21,8 +24,13 @@ from foretune.verbs.audit import audit_prepared, features_key, features_of, meas
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, prepare
 from foretune.verbs.progress import Progress
+from foretune.verbs.twin import Lineariser
 
-WHAT_IS_FORECAST = "the output layer (unembedding), trained alone"
+WHAT_IS_FORECAST = {
+    "output_layer": "the output layer (unembedding), trained alone",
+    "weight_space": "the LoRA adapters, with margins linear in each layer's weight change",
+    "tangent": "the trained parameters, with margins linear in them",
+}
 
 
 def forecast(job: "Job | DPOTrainer | None" = None, *, progress: Progress | None = None, **arguments: Any) -> RunFolder:
@@ -61,23 +69,9 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         progress.say("forecast: already in the run folder.")
         return run
     write_command(job)
-    measured = measure(prepared, features_of(prepared, progress))
     progress.say("forecast: preparing …")
-    head, states = head_of(prepared.loaded.model), read_states(store_of(prepared), prepared.pairs.num_states)
-    problem = ForecastProblem(
-        head_problem(head, states, prepared.pairs),
-        head_problem(head, states, prepared.pairs, mass=job.ours.alone_mass) if job.ours.forecast_alone else None,
-        measured.kernel_features,
-        measured.pair_id,
-        prepared.behaviour_of,
-        prepared.split_of,
-        prepared.weights,
-        prepared.train_pairs,
-        prepared.observed,
-        objective,
-        job.training,
-        job.ours.observations,
-    )
+    make = output_layer_problem if job.twin == "output_layer" else twin_problem
+    problem = make(prepared, objective, progress)
     result = forecast_run(problem, progress=lambda what: progress.say(f"forecast: {what} …"))
     run.write_table("forecast", result.rows)
     run.write_arrays(
@@ -86,11 +80,64 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         steps=np.array(result.steps),
         margins=result.margins,
     )
-    section = {**_section(prepared, problem, result, watch), "theory": _theory(measured, objective, result)}
+    section = _section(prepared, problem, result, watch)
+    if job.twin == "output_layer":
+        section["theory"] = _theory(measure(prepared, features_of(prepared, progress)), objective, result)
     run.finish_stage("forecast", key=key, seconds=watch.seconds, forecast=section)
     for note in section["notes"]:
         progress.say(note)
     return run
+
+
+def output_layer_problem(prepared: Prepared, objective: Objective, progress: Progress) -> ForecastProblem:
+    """The run of the output layer alone: exact for runs that train it alone."""
+    job, measured = prepared.job, measure(prepared, features_of(prepared, progress))
+    head, states = head_of(prepared.loaded.model), read_states(store_of(prepared), prepared.pairs.num_states)
+    exact = head_problem(head, states, prepared.pairs)
+    alone = job.ours.forecast_alone is not False
+    reference = exact.reference.double().cpu().numpy()
+    return ForecastProblem(
+        exact,
+        head_problem(head, states, prepared.pairs, mass=job.ours.alone_mass) if alone else None,
+        measured.kernel_features,
+        reference[0] - reference[1],
+        *_common(prepared, objective),
+    )
+
+
+def _common(prepared: Prepared, objective: Objective) -> tuple[Any, ...]:
+    """The fields of a forecast's problem that do not depend on what simulates it, in their order."""
+    return (
+        prepared.pairs.pair_id,
+        prepared.behaviour_of,
+        prepared.split_of,
+        prepared.weights,
+        prepared.train_pairs,
+        prepared.observed,
+        objective,
+        prepared.job.training,
+        prepared.job.ours.observations,
+    )
+
+
+def twin_problem(prepared: Prepared, objective: Objective, progress: Progress) -> ForecastProblem:
+    """The run of adapters or all weights, in first order around where features were taken."""
+    job, features = prepared.job, features_of(prepared, progress)
+    lineariser = Lineariser(prepared, progress)
+    every = job.ours.relinearise_every
+    margins = lineariser.at(0)
+
+    def renewal(step: int, parameters: Mapping[str, Tensor]) -> MarginModel | None:
+        return lineariser.at(step, parameters) if every and step % every == 0 else None
+
+    return ForecastProblem(
+        margins,
+        margins if job.ours.forecast_alone else None,
+        None,
+        features.chosen_logp - features.rejected_logp,
+        *_common(prepared, objective),
+        renewal=renewal,
+    )
 
 
 def _theory(measured: Measured, objective: Objective, result: Forecast) -> dict[str, dict[str, float]]:
@@ -118,7 +165,6 @@ def forecast_key(prepared: Prepared) -> str:
 # Arguments that change no number of a forecast.
 IRRELEVANT = {
     *("output_dir", "report_to", "run_name", "disable_tqdm", "logging_steps", "save_steps", "resume_from_checkpoint"),
-    *("trainable", "use_peft"),
 }
 
 
@@ -128,7 +174,8 @@ def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, wat
     rates = job.run.record["audit"]["initial_rates"]
     return {
         "trainable": job.trainable,
-        "what_is_forecast": WHAT_IS_FORECAST,
+        "twin": job.twin,
+        "what_is_forecast": WHAT_IS_FORECAST[job.twin],
         "objective": f"{arguments.loss_type[0]}, beta {arguments.beta:g}",
         "optimizer": str(getattr(arguments.optim, "value", arguments.optim)),
         "learning_rate": arguments.learning_rate,
@@ -155,15 +202,16 @@ def _unlearned(joint: list[dict[str, Any]], last: int) -> list[str]:
 
 def _notes(job: Job, problem: ForecastProblem) -> list[str]:
     notes = []
-    if job.trainable != "unembedding":
+    if job.twin == "output_layer" and job.trainable != "unembedding":
         notes.append(
             f"The run trains {'LoRA adapters' if job.trainable == 'lora' else 'all weights'}, the forecast is of the "
             "output layer alone: expect its order of the behaviours to hold better than its sizes."
         )
-    taken, trained = len(flow_rows(problem, problem.train_pairs).pairs), len(problem.train_pairs)
-    if taken < trained:
-        notes.append(
-            f"Gradient flow and closed form are computed from {taken} of {trained} training pairs; the simulated run "
-            "takes all of them."
-        )
+    if problem.features is not None:
+        taken, trained = len(flow_rows(problem.features, problem, problem.train_pairs).pairs), len(problem.train_pairs)
+        if taken < trained:
+            notes.append(
+                f"Gradient flow and closed form are computed from {taken} of {trained} training pairs; the simulated "
+                "run takes all of them."
+            )
     return notes

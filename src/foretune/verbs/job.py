@@ -18,6 +18,8 @@ from foretune.objectives import DPO, Objective, SLiC
 from foretune.records import RunFolder
 from foretune.training.build import TRAINABLE, default_device
 
+TWINS = ("output_layer", "weight_space", "tangent")
+
 
 @dataclass
 class ForetuneArguments:
@@ -52,12 +54,43 @@ class ForetuneArguments:
     observe_pairs: int = field(
         default=50, metadata={"help": "Pairs of each behaviour and split that are measured at those steps."}
     )
-    forecast_alone: bool = field(default=True, metadata={"help": "Also forecast each behaviour trained alone."})
+    forecast_alone: bool | None = field(
+        default=None,
+        metadata={"help": "Also forecast each behaviour trained alone. Default: where the output layer is simulated."},
+    )
     alone_mass: float = field(
         default=0.99,
         metadata={
             "help": "Share of probability on the rows of the output layer that those runs train; 1 is exact and slow. "
             "The joint run always trains all rows."
+        },
+    )
+    twin: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the forecast simulates: output_layer (exact where it alone is trained), weight_space (LoRA, "
+            "margins linear in each layer's weight change) or tangent (margins linear in what is trained). "
+            "Default: by --trainable.",
+            "choices": list(TWINS),
+        },
+    )
+    twin_pairs: int = field(
+        default=50,
+        metadata={
+            "help": "Training pairs of each behaviour that the forecast's features are taken of; they stand for the "
+            "rest of their behaviour."
+        },
+    )
+    factor_rank: int = field(
+        default=8, metadata={"help": "Outer products kept of each pair's gradient in each adapted layer."}
+    )
+    relinearise_every: int = field(
+        default=0, metadata={"help": "Take the forecast's features anew every so many simulated steps (0: never)."}
+    )
+    pilot_fraction: float = field(
+        default=0.0,
+        metadata={
+            "help": "Train this share of the steps really and forecast the rest; `foretune train` goes on from there."
         },
     )
     sketch_dim: int = field(
@@ -100,6 +133,14 @@ class Job:
     def trainable(self) -> str:
         """What is trained."""
         return self.ours.trainable or ("lora" if self.model.use_peft else "full")
+
+    @property
+    def twin(self) -> str:
+        """What the forecast simulates."""
+        return (
+            self.ours.twin
+            or {"unembedding": "output_layer", "lora": "weight_space", "full": "output_layer"}[self.trainable]
+        )
 
     def device(self) -> torch.device:
         """Where models run."""

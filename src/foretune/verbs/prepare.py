@@ -64,13 +64,18 @@ class Prepared(NamedTuple):
 
     @property
     def observed(self) -> np.ndarray:
-        """Indices of the pairs that are measured along the run: the lowest ids of each behaviour and split."""
+        """Indices of the pairs that are measured along the run: the first of each behaviour and split."""
+        return self.first_pairs(self.job.ours.observe_pairs)
+
+    def first_pairs(self, count: int, *, split: str | None = None) -> np.ndarray:
+        """Indices of the `count` pairs of each behaviour and split that have the lowest ids; of one split alone."""
         pairs = self.pairs
         order = np.lexsort((pairs.pair_id, pairs.is_train, pairs.behaviour))
         group = 2 * pairs.behaviour[order].astype(np.int64) + pairs.is_train[order]
         starts = np.flatnonzero(np.diff(group, prepend=-1))
         rank = np.arange(len(group)) - np.repeat(starts, np.diff([*starts, len(group)]))
-        return np.sort(order[rank < self.job.ours.observe_pairs])
+        first = np.sort(order[rank < count])
+        return first if split is None else first[pairs.split_of[first] == split]
 
     def rows(self, split: str) -> Dataset | None:
         """The rows of `split` that encoding kept, as TRL takes them, in their order."""

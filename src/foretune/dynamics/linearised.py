@@ -1,0 +1,133 @@
+"""Margins in first order around an anchor: parameters at which the features of pairs were taken.
+
+Two forms (our own derivations from theory T13). *Tangent*: linear in the trainable parameters themselves. *Weight
+space*: linear in each layer's weight change ΔW = s (B A − B₀ A₀), with A and B as they are, so that the growth of the
+features that B A brings about is kept. Both are exact at the anchor and to first order around it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import dropout
+
+from foretune.features.token_factors import AdaptedLayer
+from foretune.statistics.moments import RowSource
+
+PAIRS_AT_ONCE = 64
+
+
+class LayerStack(NamedTuple):
+    """Adapted layers of one shape and scaling, and the factors of G = ∂margin/∂W of m measured pairs.
+
+    Attributes:
+        layers: the layers, L of them.
+        outputs: u, shape (m, L, rank, out), in memory or on the disk.
+        inputs: v, shape (m, L, rank, in).
+    """
+
+    layers: Sequence[AdaptedLayer]
+    outputs: RowSource
+    inputs: RowSource
+
+    def change(self, parameters: Mapping[str, Tensor], measured: NDArray[np.int64], *, training: bool) -> Tensor:
+        """Σ over layers of s·⟨G, B A⟩ for some measured pairs, shape (len(measured),)."""
+        a = torch.stack([parameters[layer.a] for layer in self.layers])
+        b = torch.stack([parameters[layer.b] for layer in self.layers])
+        u, v = (_rows(source, measured).transpose(0, 1) for source in (self.outputs, self.inputs))
+        read, written = (side.to(a, memory_format=torch.contiguous_format) for side in (v, u))
+        if training and self.layers[0].dropout:
+            read = dropout(read, self.layers[0].dropout)
+        products = (read.flatten(1, 2) @ a.transpose(1, 2)) * (written.flatten(1, 2) @ b)
+        return self.layers[0].scaling * products.unflatten(1, v.shape[1:3]).sum((0, 2, 3))
+
+
+class WeightSpace(NamedTuple):
+    """Margins linear in the weight changes of adapted layers.
+
+    Attributes:
+        anchor: parameters at which the factors were taken.
+        offset: margin at the anchor less its linear part there, so that margin = offset + Σ s⟨G, B A⟩, shape (m,).
+        stacks: the factors.
+        place: the measured pair that each pair is, or that stands for it, shape (n,).
+    """
+
+    anchor: dict[str, Tensor]
+    offset: Tensor
+    stacks: Sequence[LayerStack]
+    place: NDArray[np.int64]
+
+    def start(self) -> dict[str, Tensor]:
+        """The anchor."""
+        return self.anchor
+
+    def margins(self, parameters: Mapping[str, Tensor], pairs: Tensor, *, training: bool = False) -> Tensor:
+        """Margins of some pairs, shape (len(pairs),)."""
+        measured = self.place[pairs.numpy()]
+        changes = [stack.change(parameters, measured, training=training) for stack in self.stacks]
+        return self.offset[torch.from_numpy(measured).to(self.offset.device)] + torch.stack(changes).sum(0)
+
+
+@torch.no_grad()
+def weight_space(
+    anchor: dict[str, Tensor], margin: Tensor, stacks: Sequence[LayerStack], place: NDArray[np.int64]
+) -> WeightSpace:
+    """The weight-space form around `anchor`, where measured pairs have these margins against the reference (m,)."""
+    linear = WeightSpace(anchor, torch.zeros_like(margin), stacks, np.arange(len(margin)))
+    parts = torch.arange(len(margin)).split(PAIRS_AT_ONCE)
+    there = torch.cat([linear.margins(anchor, part) for part in parts])
+    return linear._replace(offset=margin - there, place=place)
+
+
+class Tangent(NamedTuple):
+    """Margins linear in the trainable parameters.
+
+    Attributes:
+        anchor: parameters at which the gradients were taken: whole ones, or some coordinates of each, shape (c,).
+        margin: at the anchor, against the reference, shape (m,).
+        gradient: φ, the coordinates of all parameters in their order, shape (m, Σ c), in memory or on the disk.
+        share: of each parameter's coordinates, how many are there; the others are taken to do alike.
+        place: the measured pair that each pair is, or that stands for it, shape (n,).
+    """
+
+    anchor: dict[str, Tensor]
+    margin: Tensor
+    gradient: RowSource
+    share: dict[str, float]
+    place: NDArray[np.int64]
+
+    def start(self) -> dict[str, Tensor]:
+        """The anchor."""
+        return self.anchor
+
+    def margins(self, parameters: Mapping[str, Tensor], pairs: Tensor, *, training: bool = False) -> Tensor:
+        """Margins of some pairs, shape (len(pairs),); dropout is not simulated in this form."""
+        measured = self.place[pairs.numpy()]
+        change = torch.cat([(parameters[name] - start).flatten() for name, start in self.anchor.items()])
+        weights = torch.cat(
+            [start.new_full((start.numel(),), 1 / self.share[name]) for name, start in self.anchor.items()]
+        )
+        gradient = _rows(self.gradient, measured).to(change)
+        there = self.margin[torch.from_numpy(measured).to(self.margin.device)]
+        return there + _Weighted.apply(change, gradient, weights)  # pyright: ignore
+
+
+class _Weighted(torch.autograd.Function):
+    """Φ (w ∘ Δθ), whose gradient is Φᵀ g: a sampled coordinate stands for others but has a gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, change: Tensor, gradient: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return gradient @ (weights * change)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradients[0] @ gradient, None, None
+
+
+def _rows(source: RowSource, rows: NDArray[np.int64]) -> Tensor:
+    return source[torch.from_numpy(rows)] if isinstance(source, Tensor) else torch.from_numpy(source[rows])
