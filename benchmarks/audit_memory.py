@@ -8,8 +8,6 @@ a small random Llama, and samples the process's resident memory ten times a seco
 
 import argparse
 import json
-import os
-import platform
 import random
 import subprocess
 import sys
@@ -17,7 +15,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from foretune.records.provenance import versions
+from harness import machine
+from scaling import random_model
+from transformers import AutoTokenizer
+
+from foretune.models.load import resolve_name
 
 BEHAVIOURS = 50
 VOCABULARY = 1000
@@ -48,25 +50,9 @@ def write_pairs(path: Path, count: int, behaviours: int) -> None:
 
 def write_model(folder: Path) -> None:
     """A random Llama of two layers; its tokenizer is the embedded one, trained anew on few words."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    from foretune.models.load import resolve_name
-
     embedded = AutoTokenizer.from_pretrained(resolve_name("smollm2-135m")[0])
     tokenizer = embedded.train_new_from_iterator([" ".join(WORDS)] * 10, vocab_size=VOCABULARY)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    random_model("64x2", vocabulary=len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -172,9 +158,7 @@ def keep(output: Path, run: dict, sketch_dim: int) -> None:
         "growth": growth(runs),
         "runs": runs,
         "sketch_dim": sketch_dim,
-        "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "versions": versions(),
+        "machine": machine(),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=1) + "\n")

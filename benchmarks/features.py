@@ -12,7 +12,6 @@ do not do.
 import argparse
 import random
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 
@@ -30,7 +29,7 @@ from foretune.models.load import load_model
 
 SOURCES = {"persona": "persona", "hh": "hh/harmless-base-test.jsonl.gz"}
 BATCH_SIZES = [8, 16, 32]
-# The slow methods do fewer pairs; all are compared by their seconds a pair.
+# The slow methods do fewer pairs, evenly spread by length; their seconds are scaled by the tokens of both responses.
 SLOW_PAIRS = {"persona": 48, "hh": 16}
 
 
@@ -109,17 +108,32 @@ def work(model, pairs: list[EncodedPair]) -> dict[str, float]:
     }
 
 
-def study(source: str, data: Path, dtype: torch.dtype, count: int, rounds: int) -> dict:
-    """One data set in one dtype."""
+def spread_by_length(pairs: list[EncodedPair], count: int) -> list[EncodedPair]:
+    """Pairs at even distances in the order of length, shuffled."""
+    step = len(pairs) // count
+    some = sorted(pairs, key=separate_tokens)[step // 2 :: step]
+    return random.Random(1).sample(some, len(some))
+
+
+def separate_tokens(pair: EncodedPair) -> int:
+    """Tokens where each response has a sequence of its own."""
+    return 2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+
+
+def fastest_batch_size(model, pairs: list[EncodedPair]) -> int:
+    """Of padded batches, on `pairs`."""
+    methods = {size: lambda size=size: padded(model, pairs, size) for size in BATCH_SIZES if size <= len(pairs)}
+    taken = race({f"padded, {size}": method for size, method in methods.items()}, rounds=1, warm_up=False)
+    return min(methods, key=lambda size: taken[f"padded, {size}"])
+
+
+def study(source: str, data: Path, dtype: torch.dtype, count: int, rounds: int, earlier: dict | None) -> dict:
+    """One data set in one dtype; rounds are added to those of an earlier study of the same."""
     loaded = load_model("smollm2-135m", dtype=dtype)
     model = loaded.model.eval()
     pairs = pairs_of(data / SOURCES[source], count, loaded.tokenizer)
-    tried = {}
-    for size in BATCH_SIZES:
-        start = time.perf_counter()
-        padded(model, pairs[: max(BATCH_SIZES)], size)
-        tried[size] = time.perf_counter() - start
-    best_size = min(tried, key=lambda size: tried[size])
+    some = spread_by_length(pairs, SLOW_PAIRS[source])
+    best_size = earlier["padded_batch_size"] if earlier else fastest_batch_size(model, some)
     ceilings = []
 
     def ours() -> None:
@@ -127,7 +141,6 @@ def study(source: str, data: Path, dtype: torch.dtype, count: int, rounds: int) 
             measure_pairs(model, pairs, ShardStore(Path(folder), "benchmark"))
 
     forward = ForwardPass(model)
-    some = random.Random(1).sample(pairs, SLOW_PAIRS[source])
     methods = {
         "foretune": ours,
         "forward pass alone": lambda: [
@@ -137,22 +150,23 @@ def study(source: str, data: Path, dtype: torch.dtype, count: int, rounds: int) 
         "loop": lambda: loop(model, some),
         "padded": lambda: padded(model, some, best_size),
     }
-    seconds = race(methods, rounds=rounds)
-    ceilings = ceilings[1:]
-    for name in ("loop", "padded"):
-        seconds[name] = [took * len(pairs) / len(some) for took in seconds[name]]
+    measured = race(methods, rounds=rounds, earlier=earlier and earlier["seconds"])
+    ceilings = [*(earlier["matmul_flops"] if earlier else []), *ceilings[1:]]
+    scale = sum(map(separate_tokens, pairs)) / sum(map(separate_tokens, some))
+    seconds = measured | {name: [scale * took for took in measured[name]] for name in ("loop", "padded")}
     counted = work(model, pairs)
     everything = counted["pass_flops"] + counted["head_flops"]
     return {
         "pairs": count,
         "padded_batch_size": best_size,
         "work": counted,
-        "seconds": {name: seconds[name] for name in seconds if name != "ceiling"},
+        "slow_methods_scaled_by": scale,
+        "seconds": {name: measured[name] for name in measured if name != "ceiling"},
         "rows_per_second": {name: count / median(seconds[name]) for name in ("foretune", "loop", "padded")},
         "times_faster": {
             name: ratio for name, ratio in times_faster(seconds, "foretune").items() if name in ("loop", "padded")
         },
-        "matmul_gflops": median(ceilings) / 1e9,
+        "matmul_flops": ceilings,
         "share_of_ceiling": {
             "forward_pass": median(
                 counted["pass_flops"] / took / best
@@ -170,6 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--add", action="store_true", help="add rounds to the recorded ones, instead of starting anew")
     parser.add_argument("--sources", nargs="+", default=[*SOURCES], choices=[*SOURCES])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     options = parser.parse_args()
@@ -179,8 +194,8 @@ def main() -> None:
         for dtype in (getattr(torch, name) for name in options.dtypes):
             name = f"{source}, {str(dtype).removeprefix('torch.')}"
             print(name, flush=True)
-            rounds = options.rounds if dtype == torch.bfloat16 else min(options.rounds, 2)
-            found[name] = study(source, options.data, dtype, count, rounds)
+            earlier = found.get(name) if options.add else None
+            found[name] = study(source, options.data, dtype, count, options.rounds, earlier)
             write("features", {"copy_bytes_per_second": copy_ceiling(), "studies": found})
             summary = found[name]
             print({key: summary[key] for key in ("rows_per_second", "times_faster", "share_of_ceiling")}, flush=True)

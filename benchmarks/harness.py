@@ -60,12 +60,25 @@ def copy_ceiling(bytes_copied: int = 2**28) -> float:
     return 2 * bytes_copied / median(seconds)
 
 
-def race(methods: dict[str, Callable[[], Any]], *, rounds: int, warm_up: bool = True) -> dict[str, list[float]]:
-    """Seconds of each method in each round; they take turns, so that a slow minute slows all of them."""
+def race(
+    methods: dict[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    earlier: dict[str, list[float]] | None = None,
+    warm_up: bool = True,
+) -> dict[str, list[float]]:
+    """Seconds of each method in each round; they take turns, so that a slow minute slows all of them.
+
+    Args:
+        methods: by name.
+        rounds: how often each is timed.
+        earlier: seconds of an earlier race of the same methods, to which these are added.
+        warm_up: run each once beforehand, untimed.
+    """
     if warm_up:
         for method in methods.values():
             method()
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    seconds = {name: [*(earlier or {}).get(name, [])] for name in methods}
     for turn in range(rounds):
         for name, method in methods.items():
             start = time.perf_counter()

@@ -8,10 +8,10 @@ Criteria, fixed before the run: over all observed pairs margin R² ≥ 0.99; Spe
 
 import argparse
 import json
-import platform
 from pathlib import Path
 
-from foretune.records.provenance import versions
+from harness import machine
+
 from foretune.verbs.job import job_from
 from foretune.verbs.progress import Progress
 from foretune.verbs.run_all import run_all
@@ -63,8 +63,7 @@ def main() -> None:
         content = {
             "criteria": {"margin_r2": ">= 0.99", "spearman_loss": ">= 0.98"},
             "runs": results,
-            "machine": platform.processor() or platform.machine(),
-            "versions": versions(),
+            "machine": machine(),
         }
         given.output.parent.mkdir(parents=True, exist_ok=True)
         given.output.write_text(json.dumps(content, indent=1) + "\n")

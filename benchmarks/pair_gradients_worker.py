@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,6 +158,8 @@ class Bergson:
     """bergson's collector with its own forward, backward and batches; the sign of a response is its `advantage`."""
 
     def __init__(self, model):
+        if find_spec("bergson") is None:
+            raise ImportError("bergson is not installed")
         self.model = model
         self.names = [name for name, own in model.named_parameters() if own.requires_grad]
 
@@ -208,8 +211,6 @@ def main() -> None:
     model, pairs = load(folder, dtype)
     try:
         compute = METHODS[method](model)
-        if method == "bergson":
-            import bergson  # noqa: F401
     except ImportError as error:
         print(json.dumps({"error": str(error)}), file=answers, flush=True)
         return

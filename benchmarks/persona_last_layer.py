@@ -13,11 +13,11 @@ beyond linear growth (theory T3); its median over behaviours is in the table.
 
 import argparse
 import json
-import platform
 import time
 from pathlib import Path
 
 import numpy as np
+from harness import machine
 from scipy.stats import bootstrap, spearmanr
 
 from foretune.data import load_preferences
@@ -28,7 +28,7 @@ from foretune.models.encoding import encode
 from foretune.models.load import load_model, resolve_dtype, weights_hash
 from foretune.models.pairs import EncodedPairs
 from foretune.objectives import DPO
-from foretune.records.provenance import pairs_hash, sha256_of, versions
+from foretune.records.provenance import pairs_hash, sha256_of
 from foretune.statistics.behaviours import yes_no_features
 from foretune.statistics.distinguishability import Distinguishability, distinguishability
 from foretune.statistics.samples import TwoClasses
@@ -83,8 +83,7 @@ def main() -> None:
         "seconds": time.time() - start,
         "model": given.model,
         "dtype": str(dtype),
-        "machine": platform.processor() or platform.machine(),
-        "versions": versions(),
+        "machine": machine(),
         "behaviours": [
             {
                 "behaviour": name,

@@ -11,7 +11,6 @@ logarithms; its 95 % interval is Student's, from the scatter of the points aroun
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from harness import machine
 from scipy.stats import linregress, t
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -28,7 +28,6 @@ from foretune.models.batches import packed_length
 from foretune.models.embedded import EMBEDDED_MODEL
 from foretune.models.encoding import EncodedPair
 from foretune.models.load import load_model, resolve_dtype
-from foretune.records.provenance import versions
 
 # small, so that the layers and not the output layer are most of the work
 VOCABULARY = 8192
@@ -58,7 +57,7 @@ def main() -> None:
     for name, count in wanted:
         if not any((point["model"], point["pairs"]) == (name, count) for point in content["points"]):
             content["points"].append(measure(name, count, dtype))
-            content |= {"fits": fits(content["points"]), "machine": machine(), "versions": versions()}
+            content |= {"fits": fits(content["points"]), "machine": machine()}
             given.output.parent.mkdir(parents=True, exist_ok=True)
             scratch = given.output.with_suffix(".partial")
             scratch.write_text(json.dumps(content, indent=1) + "\n")
@@ -96,12 +95,12 @@ def embedded(dtype: torch.dtype) -> torch.nn.Module:
     return load_model(EMBEDDED_MODEL, dtype=dtype).model
 
 
-def random_model(name: str, dtype: torch.dtype) -> torch.nn.Module:
+def random_model(name: str, dtype: torch.dtype = torch.float32, *, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
     """A Llama of `width x layers` with random weights, its output layer tied."""
     width, layers = map(int, name.split("x"))
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=width * 8 // 3,
         num_hidden_layers=layers,
@@ -146,11 +145,6 @@ def exponent(x: list[float], y: list[float]) -> dict[str, float] | None:
     line = linregress(np.log(x), np.log(y))
     half = t.ppf(0.975, len(x) - 2) * line.stderr
     return {"exponent": line.slope, "low": line.slope - half, "high": line.slope + half, "points": len(x)}
-
-
-def machine() -> str:
-    """The processor and its threads."""
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def show(content: dict[str, Any]) -> None:

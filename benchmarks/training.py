@@ -68,8 +68,8 @@ def train(kind: type[DPOTrainer], rows: Dataset, dtype: torch.dtype, batch: int,
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def study(source: Path, dtype: torch.dtype, count: int, batch: int, rounds: int) -> dict:
-    """One data set in one dtype."""
+def study(source: Path, dtype: torch.dtype, count: int, batch: int, rounds: int, earlier: dict | None) -> dict:
+    """One data set in one dtype; rounds are added to those of an earlier study of the same."""
     rows = rows_of(source, count)
     methods = {
         "foretune": lambda: train(PreferenceTrainer, rows, dtype, batch),
@@ -77,7 +77,7 @@ def study(source: Path, dtype: torch.dtype, count: int, batch: int, rounds: int)
     }
     if dtype == torch.bfloat16 and batch == 16:
         methods["TRL, references once"] = lambda: train(DPOTrainer, rows, dtype, batch, precompute_ref_log_probs=True)
-    seconds = race(methods, rounds=rounds, warm_up=False)
+    seconds = race(methods, rounds=rounds, earlier=earlier and earlier["seconds"], warm_up=False)
     return {
         "rows": count,
         "batch": batch,
@@ -104,7 +104,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sources", nargs="*", default=[*SOURCES], choices=[*SOURCES])
+    parser.add_argument("--add", action="store_true", help="add rounds to the recorded ones, instead of starting anew")
+    parser.add_argument("--sources", nargs="+", default=[*SOURCES], choices=[*SOURCES])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     options = parser.parse_args()
     found: dict = read("training") or {"studies": {}}
@@ -115,13 +116,14 @@ def main() -> None:
                 continue
             title = f"{name}, {str(dtype).removeprefix('torch.')}"
             print(title, flush=True)
-            rounds = options.rounds if dtype == torch.bfloat16 else min(options.rounds, 2)
-            found["studies"][title] = study(options.data / SOURCES[name], dtype, count, batch, rounds)
+            earlier = found["studies"].get(title) if options.add else None
+            found["studies"][title] = study(options.data / SOURCES[name], dtype, count, batch, options.rounds, earlier)
             print({key: found["studies"][title][key] for key in ("rows_per_second", "times_faster")}, flush=True)
             write("training", found)
-    found["same_losses"] = same_losses(options.data / SOURCES["persona"])
-    print(found["same_losses"], flush=True)
-    write("training", found)
+    if "persona" in options.sources and "float32" in options.dtypes:
+        found["same_losses"] = same_losses(options.data / SOURCES["persona"])
+        print(found["same_losses"], flush=True)
+        write("training", found)
 
 
 if __name__ == "__main__":

@@ -23,26 +23,37 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(resolve_name("smollm2-135m")[0])
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tokenizer, tmp_path_factory) -> Path:
-    """A random two-layer Llama with the embedded tokenizer, as a local folder."""
+def random_llama(vocabulary: int, **changes):
+    """A random two-layer Llama, always the same."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    options = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.4,
+    }
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **(options | changes))).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tokenizer, tmp_path_factory) -> Path:
+    """A random two-layer Llama with the embedded tokenizer, as a local folder."""
+    folder = tmp_path_factory.mktemp("tiny")
+    random_llama(
+        len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=256,
         tie_word_embeddings=True,
         initializer_range=0.3,
-    )
-    folder = tmp_path_factory.mktemp("tiny")
-    LlamaForCausalLM(config).save_pretrained(folder)
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

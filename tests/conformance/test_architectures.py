@@ -44,6 +44,10 @@ CONFIGS = {
     "granite": tf.GraniteConfig(**SMALL, logits_scaling=3.0),
     "mixtral": tf.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
 }
+UNPACKED = {
+    "bloom": tf.BloomConfig(vocab_size=60, hidden_size=16, n_layer=2, n_head=2),
+    "gpt_oss": tf.GptOssConfig(**SMALL, **HEADS, num_local_experts=4, rope_parameters={"rope_type": "default"}),
+}
 
 
 def make_pairs(seed: int = 0) -> list[EncodedPair]:
@@ -58,7 +62,7 @@ def make_pairs(seed: int = 0) -> list[EncodedPair]:
 
 def make_model(name: str) -> tf.PreTrainedModel:
     torch.manual_seed(1)
-    model = tf.AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name])).eval()
+    model = tf.AutoModelForCausalLM.from_config(deepcopy((CONFIGS | UNPACKED)[name])).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2.0)
@@ -70,7 +74,7 @@ def naive_log_prob(model: tf.PreTrainedModel, prompt: list[int], response: list[
     return sum(float(logits[len(prompt) + t - 1, token]) for t, token in enumerate(response))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", CONFIGS | UNPACKED)
 @torch.no_grad()
 def test_scores_equal_one_plain_forward_pass_a_response(name):
     model, pairs = make_model(name), make_pairs()
@@ -129,10 +133,10 @@ def test_both_ways_of_attending_agree(name, monkeypatch):
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", UNPACKED)
 @torch.no_grad()
-def test_a_model_without_transformers_attention_is_not_packed():
-    config = tf.BloomConfig(vocab_size=60, hidden_size=16, n_layer=2, n_head=2)
-    model, pairs = tf.AutoModelForCausalLM.from_config(config).eval(), make_pairs()
+def test_a_model_whose_attention_is_its_own_is_not_packed(name):
+    model, pairs = make_model(name), make_pairs()
     assert not supports_packing(model)
     found = probe(model, pairs)
     assert not found.packed and "twice as long" in found.notes[-1]

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from tests.conftest import random_llama
 from tests.reference.pair_gradients import pair_gradients
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from foretune.features import pair_gradients as module
 from foretune.features.pair_gradients import (
@@ -23,18 +23,8 @@ VOCABULARY = 40
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.4,
-    )
     adapters = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
-    model = get_peft_model(LlamaForCausalLM(config), adapters).double()
+    model = get_peft_model(random_llama(VOCABULARY), adapters).double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:

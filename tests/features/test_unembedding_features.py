@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.conftest import random_llama
 from tests.reference.statistics import reference_kernel
 from tests.reference.unembedding import reference_log_prob, reference_unembedding_gradient
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from foretune.errors import UserError
 from foretune.features import unembedding
@@ -39,18 +39,7 @@ PAIRS = [pair(number, *tokens) for number, tokens in enumerate(TOKENS)]
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        initializer_range=0.4,
-        tie_word_embeddings=False,
-    )
-    return LlamaForCausalLM(config).eval()
+    return random_llama(VOCABULARY)
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, TrainerCallback
+from tests.conformance.test_architectures import HEADS, SMALL
+from transformers import AutoModelForCausalLM, GptOssConfig, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from foretune.data import load_preferences
@@ -90,6 +91,18 @@ def test_wpo_weighting_and_accumulation_pass_through(tiny_folder, rows, tmp_path
     args = {"use_weighting": True, "gradient_accumulation_steps": 2, "precompute_ref_log_probs": True}
     theirs = build(DPOTrainer, tiny_folder, rows.train, config(tmp_path / "a", **args))
     ours = build(PreferenceTrainer, tiny_folder, rows.train, config(tmp_path / "b", **args))
+    np.testing.assert_allclose(losses(ours), losses(theirs), atol=2e-5)
+
+
+def test_a_model_with_attention_sinks_trains_as_with_trl(tokenizer, rows, tmp_path):
+    folder = tmp_path / "model"
+    options = {**SMALL, **HEADS, "vocab_size": len(tokenizer), "max_position_embeddings": 256}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(GptOssConfig(**options, num_local_experts=4)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    args = {"router_aux_loss_coef": 0.0}  # otherwise TRL's own head is kept
+    theirs = build(DPOTrainer, folder, rows.train, config(tmp_path / "a", **args))
+    ours = build(PreferenceTrainer, folder, rows.train, config(tmp_path / "b", **args))
     np.testing.assert_allclose(losses(ours), losses(theirs), atol=2e-5)
 
 

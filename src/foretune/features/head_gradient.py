@@ -51,7 +51,7 @@ def differentiate_head(
     # where both responses start from one state, p cancels, and its logits are not needed
     needed = torch.ones_like(count, dtype=torch.bool) if weights else count != 0
     normaliser = torch.zeros_like(count)
-    pulled = _sparse_gradient(head, states, targets, (sign * _slope(head, token_logits)) * ~needed[targets.state])
+    pulled = _sparse_gradient(head, states, targets, (sign * head.slope(token_logits)) * ~needed[targets.state])
     place = needed.cumsum(0) - 1
     target_place = torch.where(needed[targets.state], place[targets.state], -1)
     weight = sign.new_zeros(num_pairs, *head.weight.shape) if weights else None
@@ -68,7 +68,7 @@ def differentiate_head(
         inside = (row >= 0) & (row < len(chunk))
         residual.index_put_((row[inside], targets.token[inside]), sign[inside], accumulate=True)
         if head.scale != 1.0 or head.softcap is not None:
-            residual *= _slope(head, logits)
+            residual *= head.slope(logits)
         pulled[chunk] = torch.nn.functional.linear(residual.to(head.weight.dtype), head.weight.T)
         if weight is not None:
             for pair in owner[chunk].unique():
@@ -87,9 +87,3 @@ def _sparse_gradient(head: Head, states: Tensor, targets: Targets, residual: Ten
     gradient = residual.new_zeros(states.shape)
     rows = residual[used, None] * head.weight[targets.token[used]].to(residual.dtype)
     return gradient.index_add(0, targets.state[used], rows).to(states.dtype)
-
-
-def _slope(head: Head, logits: Tensor) -> Tensor:
-    """D logit / d(h Wᵀ + b)."""
-    slope = torch.full_like(logits, head.scale)
-    return slope if head.softcap is None else slope * (1 - (logits / head.softcap) ** 2)

@@ -109,14 +109,14 @@ class _Catch(torch.autograd.Function):
     """The identity on a layer's output; its backward hands over the layer's input and the output's gradient."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, inputs: Tensor, start: Tensor, receive: Callable) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, output: Tensor, inputs: Tensor, start: Tensor, receive: Callable) -> Tensor:
         # `start` requires gradients, hence so does what is returned, whether or not anything before it does
         ctx.save_for_backward(inputs)
         ctx.receive = receive
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx: Any, output_gradient: Tensor) -> tuple:  # noqa: D102 # pyright: ignore
+    def backward(ctx: Any, output_gradient: Tensor) -> tuple:  # pyright: ignore
         ctx.receive(ctx.saved_tensors[0], output_gradient)
         return output_gradient, None, None, None
 

@@ -135,13 +135,13 @@ def _residuals(head: Head, sketch: TensorSketch, states: Tensor, targets: Target
     """
     places = sketch.place[targets.token]
     token_logits = head.token_logits(states[targets.state], places)
-    found = sketch.one_hot_rows(places, targets.sign * _gradient_factor(head, token_logits), targets.state, len(states))
+    found = sketch.one_hot_rows(places, targets.sign * head.slope(token_logits), targets.state, len(states))
     softmax_count = states.new_zeros(len(states), dtype=torch.float32).index_add(0, targets.state, targets.sign)
     normaliser = torch.empty(len(states), device=states.device)
     for start in range(0, len(states), step := states_at_once(head)):
         chunk = slice(start, start + step)
         logits = head.logits(states[chunk])
-        factor = None if head.softcap is None else _gradient_factor(head, logits)
+        factor = None if head.softcap is None else head.slope(logits)
         largest = logits.amax(-1, keepdim=True)
         powers = logits.sub_(largest).exp_()
         total = powers.sum(-1, keepdim=True)
@@ -149,12 +149,6 @@ def _residuals(head: Head, sketch: TensorSketch, states: Tensor, targets: Target
         softmax = powers.mul_(softmax_count[chunk, None] / total).mul_(head.scale if factor is None else factor)
         found[chunk] -= sketch.rows(softmax)
     return found, token_logits - normaliser[targets.state]
-
-
-def _gradient_factor(head: Head, logits: Tensor) -> Tensor:
-    """D logit / d(h Wᵀ): the scale, times the slope of the soft-capping where the model has one."""
-    factor = torch.full_like(logits, head.scale)
-    return factor if head.softcap is None else factor * (1 - (logits / head.softcap) ** 2)
 
 
 def _first_states(pairs: Sequence[EncodedPair]) -> list[int]:

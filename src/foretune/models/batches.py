@@ -109,12 +109,16 @@ def states_of(
 
 
 def supports_packing(model: torch.nn.Module) -> bool:
-    """Whether the architecture is known to take a four-dimensional mask; the probe on real rows has the last word."""
+    """Whether the architecture is known to take a four-dimensional mask; the probe on real rows has the last word.
+
+    Attention sinks, which transformers calls `sinks` wherever it has them, are not in `foretune_tree`.
+    """
     inner = causal_model(model)
     config = inner.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    takes_masks = config._attn_implementation in {"sdpa", "eager", NAME}
-    return takes_masks and inner._supports_attention_backend and kinds <= {"full_attention", "sliding_attention"}
+    takes_masks = config._attn_implementation in {"sdpa", "eager", NAME} and inner._supports_attention_backend
+    has_sinks = any(name.endswith(".sinks") for name, _ in inner.named_parameters())
+    return takes_masks and kinds <= {"full_attention", "sliding_attention"} and not has_sinks
 
 
 def _packed_states(model: torch.nn.Module, pairs: Sequence[EncodedPair], shared: int, in_line: bool) -> Tensor:

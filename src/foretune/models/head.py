@@ -38,6 +38,11 @@ class Head(NamedTuple):
         logits = (states.to(self.weight.dtype) * self.weight[tokens]).sum(-1)
         return self._capped(logits if self.bias is None else logits + self.bias[tokens])
 
+    def slope(self, logits: Tensor) -> Tensor:
+        """D logit / d(h Wᵀ + b), of the shape of `logits`."""
+        slope = torch.full_like(logits, self.scale)
+        return slope if self.softcap is None else slope * (1 - (logits / self.softcap) ** 2)
+
     def _capped(self, logits: Tensor) -> Tensor:
         if self.scale != 1.0:
             logits = logits * self.scale
