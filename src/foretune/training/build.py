@@ -22,7 +22,7 @@ def prepare_trainable(model: PreTrainedModel, trainable: str) -> None:
 
 
 def lora_config(model_args: ModelConfig, model: PreTrainedModel) -> LoraConfig:
-    """The LoRA that TRL's flags describe, with dropout 0 unless it was asked for.
+    """The LoRA that TRL's flags describe.
 
     Where no target modules are named and PEFT knows none for this architecture, all linear layers are taken.
     """

@@ -24,6 +24,7 @@ from foretune.verbs.audit import audit_prepared, features_key, features_of, meas
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, prepare
 from foretune.verbs.progress import Progress
+from foretune.verbs.train import pilot
 from foretune.verbs.twin import Lineariser
 
 WHAT_IS_FORECAST = {
@@ -124,8 +125,13 @@ def twin_problem(prepared: Prepared, objective: Objective, progress: Progress) -
     """The run of adapters or all weights, in first order around where features were taken."""
     job, features = prepared.job, features_of(prepared, progress)
     lineariser = Lineariser(prepared, progress)
+    begun = pilot(prepared, progress) if job.ours.pilot_fraction else None
+    if begun is None:
+        margins = lineariser.at(0)
+    else:
+        lineariser.load(begun.checkpoint)
+        margins = lineariser.at(begun.step)
     every = job.ours.relinearise_every
-    margins = lineariser.at(0)
 
     def renewal(step: int, parameters: Mapping[str, Tensor]) -> MarginModel | None:
         return lineariser.at(step, parameters) if every and step % every == 0 else None
@@ -136,6 +142,8 @@ def twin_problem(prepared: Prepared, objective: Objective, progress: Progress) -
         None,
         features.chosen_logp - features.rejected_logp,
         *_common(prepared, objective),
+        checkpoint=begun and begun.checkpoint,
+        past=begun and begun.past,
         renewal=renewal,
     )
 
@@ -175,6 +183,7 @@ def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, wat
     return {
         "trainable": job.trainable,
         "twin": job.twin,
+        "pilot_steps": problem.past.num_steps if problem.past else 0,
         "what_is_forecast": WHAT_IS_FORECAST[job.twin],
         "objective": f"{arguments.loss_type[0]}, beta {arguments.beta:g}",
         "optimizer": str(getattr(arguments.optim, "value", arguments.optim)),

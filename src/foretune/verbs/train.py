@@ -1,14 +1,18 @@
 """`train`: the real run, with TRL, every behaviour measured on the way."""
 
+import os
 import shutil
 import warnings
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from transformers import TrainerCallback
 from trl import get_quantization_config
 
 from foretune import processes
 from foretune.dynamics.curves import curve_rows
+from foretune.dynamics.simulated_run import SimulatedRun
 from foretune.errors import UserError
 from foretune.objectives import DPO
 from foretune.objectives.base import Objective
@@ -51,21 +55,7 @@ def train_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     if run.stage_key("train") == key:
         progress.say("train: already in the run folder.")
         return run
-    checkpoint = processes.on_main(lambda: _checkpoint(job, run, key))
-    write_command(job)
-    observer = BehaviourObserver(
-        [prepared.pairs[index] for index in prepared.observed],
-        count=job.ours.observations,
-        folder=run.path / "observations",
-        beta=job.training.beta,
-        packed=packed(prepared),
-    )
-    trainer = build_trainer(prepared)
-    observer.log = trainer.log_observation
-    trainer.add_callback(observer)
-    quieten(trainer)
-    progress.say(f"train: {job.trainable}, {'continuing from ' + checkpoint if checkpoint else 'from the start'} …")
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer, observer = _train(prepared, progress)
     trainer.save_model(str(run.path))
     _write_observations(prepared, run, observer)
     processes.on_main(lambda: shutil.rmtree(run.path / "rows", ignore_errors=True))
@@ -82,6 +72,102 @@ def train_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     )
     trainer.end()
     return run
+
+
+def _train(
+    prepared: Prepared, progress: Progress, callback: TrainerCallback | None = None
+) -> tuple[PreferenceTrainer, BehaviourObserver]:
+    """Run the trainer, from the run folder's last checkpoint if there is one, until its end or a callback stops it."""
+    job, run = prepared.job, prepared.job.run
+    checkpoint = processes.on_main(lambda: _checkpoint(job, run, training_key(prepared)))
+    write_command(job)
+    observer = BehaviourObserver(
+        [prepared.pairs[index] for index in prepared.observed],
+        count=job.ours.observations,
+        folder=run.path / "observations",
+        beta=job.training.beta,
+        packed=packed(prepared),
+    )
+    trainer = build_trainer(prepared)
+    observer.log = trainer.log_observation
+    trainer.add_callback(observer)
+    if callback is not None:
+        trainer.add_callback(callback)
+    quieten(trainer)
+    progress.say(f"train: {job.trainable}, {'continuing from ' + checkpoint if checkpoint else 'from the start'} …")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer, observer
+
+
+class Pilot(NamedTuple):
+    """The beginning of a run, really trained.
+
+    Attributes:
+        step: where it stopped.
+        checkpoint: what the trainer saved there.
+        past: margins of the observed pairs on the way.
+    """
+
+    step: int
+    checkpoint: Path
+    past: SimulatedRun
+
+
+def pilot(prepared: Prepared, progress: Progress) -> Pilot:
+    """Train the first `pilot_fraction` of the steps; `train` goes on from there.
+
+    Raises:
+        UserError: the run folder's training is past that step already.
+    """
+    job, run = prepared.job, prepared.job.run
+    folder, key = run.path / "pilot", training_key(prepared)
+    kept = run.read_json("pilot/pilot.json") or {}
+    if (kept.get("key"), kept.get("fraction")) != (key, job.ours.pilot_fraction):
+        stop = _StopAt(job.ours.pilot_fraction)
+        trainer, observer = _train(prepared, progress, stop)
+        if trainer.state.global_step != stop.step:
+            raise UserError(
+                f"{run.path} holds training up to step {trainer.state.global_step}, past the pilot's end at step "
+                f"{stop.step}: choose another --output_dir, or pass --restart True to train anew."
+            )
+        kept = {"key": key, "fraction": job.ours.pilot_fraction, "step": stop.step}
+        processes.on_main(lambda: _keep_pilot(run, folder, kept, observer))
+        trainer.end()
+    arrays = run.read_arrays("pilot/observed")
+    assert arrays is not None
+    past = SimulatedRun(arrays["steps"].tolist(), arrays["margins"], [], kept["step"])
+    return Pilot(kept["step"], folder / "checkpoint", past)
+
+
+def _keep_pilot(run: RunFolder, folder: Path, kept: dict[str, Any], observer: BehaviourObserver) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    # links: the trainer removes its older checkpoints, this one is needed as long as there is a forecast
+    shutil.copytree(run.path / f"checkpoint-{kept['step']}", folder / "checkpoint", copy_function=_link)
+    steps = sorted(observer.observations)
+    run.write_arrays("pilot/observed", steps=np.array(steps), margins=_margins(observer, steps))
+    run.write_json("pilot/pilot.json", kept)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+class _StopAt(TrainerCallback):
+    """Save and stop after a share of the steps."""
+
+    def __init__(self, fraction: float) -> None:
+        self._fraction = fraction
+        self.step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.step = min(max(1, round(self._fraction * state.max_steps)), state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= self.step:
+            control.should_save = control.should_training_stop = True
 
 
 def build_trainer(prepared: Prepared) -> PreferenceTrainer:
@@ -120,6 +206,7 @@ def training_key(prepared: Prepared) -> str:
 IRRELEVANT = {
     *("output_dir", "report_to", "run_name", "disable_tqdm", "logging_steps", "resume_from_checkpoint"),
     *("draws", "sketch_dim", "forecast_alone", "alone_mass"),
+    *("twin", "twin_pairs", "factor_rank", "relinearise_every", "pilot_fraction"),
 }
 
 
@@ -151,7 +238,7 @@ def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourO
     steps = sorted(observer.observations)
     scores = np.stack([observer.observations[step] for step in steps])
     displacement = scores - scores[0]
-    margins = displacement[:, 0] - displacement[:, 1]
+    margins = _margins(observer, steps)
     members = prepared.observed
     rows = curve_rows(
         steps,
@@ -170,6 +257,12 @@ def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourO
         steps=np.array(steps),
         margins=margins,
     )
+
+
+def _margins(observer: BehaviourObserver, steps: list[int]) -> np.ndarray:
+    """Margins of the observed pairs against step 0, shape (steps, pairs)."""
+    scores = np.stack([observer.observations[step] for step in steps])
+    return (scores[:, 0] - scores[:, 1]) - (scores[0, 0] - scores[0, 1])
 
 
 def _objective(job: Job) -> Objective:

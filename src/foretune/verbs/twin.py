@@ -1,11 +1,12 @@
 """The linearised twin of a job's run: where its features are taken, and what simulates it."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import get_peft_model
+from peft import get_peft_model, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor
 from transformers import set_seed
 
@@ -49,6 +50,10 @@ class Lineariser:
         features = features_of(prepared, progress)
         self._reference = (features.chosen_logp - features.rejected_logp)[self.measured]
 
+    def load(self, checkpoint: Path) -> None:
+        """Give the model the adapters of a checkpoint."""
+        set_peft_model_state_dict(self._model, load_peft_weights(str(checkpoint)))
+
     def at(self, step: int, parameters: Mapping[str, Tensor] | None = None) -> MarginModel:
         """Margins in first order around `parameters` (None: those that training starts from).
 
@@ -89,6 +94,8 @@ class Lineariser:
 def adapted_model(prepared: Prepared) -> torch.nn.Module:
     """The model as `build_trainer` makes it before the first step: the same adapters, drawn from the same seed."""
     job = prepared.job
+    if hasattr(prepared.loaded.model, "peft_config"):  # of somebody's trainer
+        return prepared.loaded.model
     model = load_reference(job, to_train=True).model
     set_seed(job.training.seed)
     return get_peft_model(model, lora_config(job.model, model))

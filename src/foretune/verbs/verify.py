@@ -39,6 +39,7 @@ def verify(run: "RunFolder | str", *, split: str = "train", progress: Progress |
         arrays["observed_pairs"],  # pyright: ignore
         {row["pair_id"]: row["behaviour"] for row in pairs.to_pylist() if row["split"] == split},
         split=split,
+        after=record["forecast"]["pilot_steps"],
         caveats=record["forecast"]["notes"] + record["train"]["notes"],
         **ours,
     )

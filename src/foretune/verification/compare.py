@@ -70,6 +70,7 @@ def compare(
     behaviour_of: Mapping[int, str],
     *,
     split: str = "train",
+    after: int = 0,
     draws: int = 1000,
     seed: int = 0,
     caveats: Sequence[str] = (),
@@ -83,18 +84,19 @@ def compare(
         observed_pairs: the same of the run.
         behaviour_of: each pair's behaviour; pairs that are missing are left out.
         split: whose curves to compare.
+        after: the last step that was known to the forecast (of a pilot, or 0).
         draws: bootstrap draws of the intervals.
         seed: of the bootstrap.
         caveats: sentences to pass on.
 
     Raises:
-        UserError: no common step after the first, or no common pair.
+        UserError: no common step after `after`, or no common pair.
     """
     said = _curves(
         [row for row in forecast if (row["method"], row["trained_on"]) == ("simulated_run", "mixture")], split
     )
     happened = _curves(observed, split)
-    steps = [step for step in sorted(set(said) & set(happened)) if step > 0] if 0 in said and 0 in happened else []
+    steps = [step for step in sorted(set(said) & set(happened)) if step > after] if 0 in said and 0 in happened else []
     names = sorted(set.intersection(*(set(said[step]) & set(happened[step]) for step in steps))) if steps else []
     if not names:
         raise UserError(
