@@ -8,16 +8,18 @@ closed form, so that logits are computed once, a chunk at a time.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from foretune.features.caught import PairTokens
 from foretune.features.head_gradient import differentiate_head
 from foretune.features.layer_gradients import LayerGradients
 from foretune.features.store import ShardStore
-from foretune.models.batches import Targets, num_states, states_of, targets_of, token_batches
+from foretune.models.attention import tree_attention_of
+from foretune.models.batches import Targets, num_states, states_of, supports_packing, targets_of, token_batches
 from foretune.models.encoding import EncodedPair
 from foretune.models.head import head_of
 from foretune.models.kernels import FrozenKernels
@@ -64,10 +66,10 @@ def batch_gradients(
     Raises:
         UserError: a parameter whose gradient cannot be told apart by pair.
     """
-    rows = len(pairs) if packed else 2 * len(pairs)
-    layers = LayerGradients(model, names, num_pairs=len(pairs), num_rows=rows, dtype=dtype)
-    with _frozen(model), layers.hooks(), FrozenKernels():
-        states = states_of(model, pairs, packed=packed, in_line=False)
+    layers = LayerGradients(model, names, PairTokens(pairs), dtype=dtype)
+    in_trees = tree_attention_of(model) if packed and supports_packing(model) else nullcontext()
+    with _frozen(model), in_trees, layers.watching(), FrozenKernels():
+        states = states_of(model, pairs, packed=packed)
         head = head_of(model, live=True)
         weight, bias = layers.name_of(head.weight), layers.name_of(head.bias)
         targets = Targets(*(part.to(states.device) for part in targets_of(pairs)))
