@@ -126,11 +126,13 @@ def test_tokens_in_line_and_in_rows_give_the_same(name, monkeypatch):
 def test_both_ways_of_attending_agree(name, monkeypatch):
     model, pairs = make_model(name), with_beginnings(make_pairs())
     found = []
-    for small in (0, 10**9):  # the fused kernel, products
-        monkeypatch.setattr(attention, "SMALL", small)
-        monkeypatch.setitem(attention.SCORES_AT_ONCE, "cpu", 500)
+    monkeypatch.setitem(attention.SCORES_AT_ONCE, "cpu", 500)
+    for faster, queries in ((False, 128), (True, 128), (True, 7)):  # the fused kernel, products
+        monkeypatch.setattr(attention, "_products_are_faster", lambda *_, faster=faster: faster)
+        monkeypatch.setattr(attention, "QUERIES_AT_ONCE", queries)
         found.append(ForwardPass(model, overhead=0).states(pairs))
-    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+    for products in found[1:]:
+        torch.testing.assert_close(products, found[0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", UNPACKED)
@@ -151,7 +153,10 @@ def test_the_usual_attention_is_back_after_a_pass():
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mistral", "gpt2", "mixtral"])
-def test_gradients_flow_through_shared_prompts(name):
+@pytest.mark.parametrize("queries", [7, 128])
+def test_gradients_flow_through_shared_prompts(name, queries, monkeypatch):
+    monkeypatch.setattr(attention, "QUERIES_AT_ONCE", queries)
+    monkeypatch.setitem(attention.SCORES_AT_ONCE, "cpu", 500)
     model, pairs = make_model(name), make_pairs()
     gradients = []
     for packed, attention_of in ((False, nullcontext), (True, nullcontext), (True, attention.tree_attention_of)):
@@ -163,6 +168,19 @@ def test_gradients_flow_through_shared_prompts(name):
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     for packed in gradients[1:]:
         torch.testing.assert_close(packed, gradients[0], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@torch.no_grad()
+def test_dropout_of_attention_is_left_to_usual_functions(name):
+    model, pairs = make_model(name), with_beginnings(make_pairs())
+    expected = ForwardPass(model, overhead=0).states(pairs)
+    model.train()
+    for dropout, same in ((1e-9, True), (0.5, False)):
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = dropout
+        found = ForwardPass(model, overhead=0).states(pairs)
+        assert torch.allclose(found, expected, atol=1e-4) == same
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ def test_factors_give_the_gradients_of_the_adapters(name):
             weight_gradient = layer.scaling * found.outputs[layer.name].transpose(1, 2) @ found.inputs[layer.name]
             for own, gradient in ((layer.a, b.T @ weight_gradient), (layer.b, weight_gradient @ a.T)):
                 error = (gradient.flatten(1) - expected[own]).norm() / expected[own].norm()
-                assert error < 1e-4, f"{own}, packed={packed}: {error:.1e}"
+                assert error < 1e-3, f"{own}, packed={packed}: {error:.1e}"
 
 
 def matrices(decay, tokens=30, rows=40, columns=50, seed=0):

@@ -1,8 +1,4 @@
-"""Gradients of layers by pair, caught by hooks during one backward pass over a batch.
-
-A row of the batch belongs to one pair, so with a layer's input a and the gradient δ at its output, both by row, the
-gradient of a weight for one pair is Σ δ aᵀ over the tokens of its rows (Goodfellow, arXiv 1510.01799).
-"""
+"""Gradients of layers by pair, from what is caught during one backward pass over a batch."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
@@ -15,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from foretune.errors import UserError
+from foretune.features.caught import PairTokens, catching
 
 # (layer, name of its parameter, a of shape (pairs, tokens, …), δ of shape (pairs, tokens, …)) → (pairs, *parameter)
 Rule = Callable[[nn.Module, str, Tensor, Tensor], Tensor]
@@ -26,17 +23,14 @@ class LayerGradients:
     Args:
         model: the model whose layers are watched.
         names: parameters, as `model.named_parameters()` calls them.
-        num_pairs: pairs of the batch.
-        num_rows: rows of the batch, as many for each pair, one pair after another.
+        tokens: whose they are.
         dtype: of the gradients.
 
     Raises:
-        UserError: a name that the model does not have, or a layer that does not keep rows apart.
+        UserError: a name that the model does not have, or a layer that does not keep tokens apart.
     """
 
-    def __init__(
-        self, model: nn.Module, names: Collection[str], *, num_pairs: int, num_rows: int, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, model: nn.Module, names: Collection[str], tokens: PairTokens, *, dtype: torch.dtype) -> None:
         """Find the layers that own the parameters."""
         parameters = dict(model.named_parameters())
         if missing := sorted(set(names) - set(parameters)):
@@ -44,17 +38,16 @@ class LayerGradients:
         if not names:
             raise UserError("no parameter to take gradients of: name some, or let some require gradients.")
         self.names = list(names)
-        self.num_pairs = num_pairs
-        self._num_rows = num_rows
+        self._tokens = tokens
         self._dtype = dtype
         self._found: dict[str, Tensor] = {}
-        self._inside_rule = False
         self._name_of = {id(parameters[name]): name for name in names}
         self._owned: dict[nn.Module, dict[str, str]] = defaultdict(dict)
         for module in model.modules():
             for own, parameter in module.named_parameters(recurse=False):
                 if name := self.name_of(parameter):
                     self._owned[module][own] = name
+        self._rules = {module: _rule_of(module, next(iter(own.values()))) for module, own in self._owned.items()}
 
     def name_of(self, parameter: Tensor | None) -> str | None:
         """The chosen name of a parameter, None where it is not chosen."""
@@ -73,61 +66,29 @@ class LayerGradients:
         return {name: self._found[name] for name in self.names}
 
     @contextmanager
-    def hooks(self) -> Iterator[None]:
-        """Watch the layers. The graph of a forward pass in which nothing else requires gradients starts at them."""
-        handles = [module.register_forward_hook(self._watch, with_kwargs=True) for module in self._owned]
-        try:
+    def watching(self) -> Iterator[None]:
+        """Watch the layers during a forward pass and its backward pass."""
+        with catching(self._owned, self._receive, input_of=_input_of):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _watch(self, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-        if self._inside_rule:
-            return None
-        name = next(iter(self._owned[module].values()))
-        rule = _rule_of(module)
-        if rule is None:
-            raise _refusal(name, f"a {type(module).__name__} does not keep the tokens of a row together")
-        inputs = _direction(kwargs, output) if rule is _dora else args[0]
-
-        def receive(inputs: Tensor, output_gradient: Tensor) -> None:
-            if len(inputs) != self._num_rows or inputs.ndim < (3 if inputs.is_floating_point() else 2):
-                raise _refusal(name, f"it is applied to an input of shape {tuple(inputs.shape)}, not row by row")
-            a, delta = (part.unflatten(0, (self.num_pairs, -1)).flatten(1, 2) for part in (inputs, output_gradient))
-            self._inside_rule = True
-            try:
-                for own, own_name in self._owned[module].items():
-                    self.add(own_name, rule(module, own, a, delta))
-            finally:
-                self._inside_rule = False
-
-        return _Catch.apply(output, inputs, torch.empty(0, requires_grad=True), receive)
+    def _receive(self, layer: nn.Module, inputs: Tensor, output_gradient: Tensor) -> None:
+        name = next(iter(self._owned[layer].values()))
+        if not self._tokens.fit(inputs) or inputs.ndim < (3 if inputs.is_floating_point() else 2):
+            raise _refusal(name, f"it is applied to an input of shape {tuple(inputs.shape)}, not token by token")
+        a, delta = self._tokens.by_pair(inputs), self._tokens.by_pair(output_gradient)
+        for own, own_name in self._owned[layer].items():
+            self.add(own_name, self._rules[layer](layer, own, a, delta))
 
 
-class _Catch(torch.autograd.Function):
-    """The identity on a layer's output; its backward hands over the layer's input and the output's gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, inputs: Tensor, start: Tensor, receive: Callable) -> Tensor:
-        # `start` requires gradients, hence so does what is returned, whether or not anything before it does
-        ctx.save_for_backward(inputs)
-        ctx.receive = receive
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx: Any, output_gradient: Tensor) -> tuple:  # pyright: ignore
-        ctx.receive(ctx.saved_tensors[0], output_gradient)
-        return output_gradient, None, None, None
-
-
-def _rule_of(module: nn.Module) -> Rule | None:
+def _rule_of(module: nn.Module, name: str) -> Rule:
     if isinstance(module, (nn.Linear, Conv1D)):
         return _linear
     if type(module) is DoraLinearLayer:
         return _dora
     elementwise = not list(module.children()) and all(own.ndim == 1 for own in module.parameters(recurse=False))
-    return _recomputed if elementwise or isinstance(module, nn.Embedding) else None
+    if elementwise or isinstance(module, nn.Embedding):
+        return _recomputed
+    raise _refusal(name, f"a {type(module).__name__} does not keep the tokens of a row together")
 
 
 def _linear(module: nn.Module, own: str, inputs: Tensor, output_gradient: Tensor) -> Tensor:
@@ -154,6 +115,10 @@ def _recomputed(module: nn.Module, own: str, inputs: Tensor, output_gradient: Te
 
 def _dora(module: nn.Module, own: str, inputs: Tensor, output_gradient: Tensor) -> Tensor:
     return (output_gradient * inputs).sum(1) / module.get_parameter(own)
+
+
+def _input_of(layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    return _direction(kwargs, output) if type(layer) is DoraLinearLayer else args[0]
 
 
 def _direction(kwargs: dict[str, Any], output: Tensor) -> Tensor:

@@ -8,16 +8,18 @@ closed form, so that logits are computed once, a chunk at a time.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from foretune.features.head_gradient import differentiate_head
+from foretune.features.caught import PairTokens
+from foretune.features.head_gradient import HeadGradient, differentiate_head
 from foretune.features.layer_gradients import LayerGradients
 from foretune.features.store import ShardStore
-from foretune.models.batches import Targets, num_states, states_of, targets_of, token_batches
+from foretune.models.attention import tree_attention_of
+from foretune.models.batches import Targets, num_states, states_of, supports_packing, targets_of, token_batches
 from foretune.models.encoding import EncodedPair
 from foretune.models.head import head_of
 from foretune.models.kernels import FrozenKernels
@@ -64,21 +66,37 @@ def batch_gradients(
     Raises:
         UserError: a parameter whose gradient cannot be told apart by pair.
     """
-    rows = len(pairs) if packed else 2 * len(pairs)
-    layers = LayerGradients(model, names, num_pairs=len(pairs), num_rows=rows, dtype=dtype)
-    with _frozen(model), layers.hooks(), FrozenKernels():
-        states = states_of(model, pairs, packed=packed, in_line=False)
-        head = head_of(model, live=True)
-        weight, bias = layers.name_of(head.weight), layers.name_of(head.bias)
+    layers = LayerGradients(model, names, PairTokens(pairs), dtype=dtype)
+    head = head_of(model, live=True)
+    weight, bias = layers.name_of(head.weight), layers.name_of(head.bias)
+    with layers.watching():
+        own = differentiate_margins(model, pairs, packed=packed, weights=bool(weight or bias))
+    for name, gradient in ((weight, own.weight), (bias, own.bias)):
+        if name is not None and gradient is not None:
+            layers.add(name, gradient)
+    return PairGradients(own.margin, layers.finished())
+
+
+def differentiate_margins(
+    model: torch.nn.Module, pairs: Sequence[EncodedPair], *, packed: bool = True, weights: bool = False
+) -> HeadGradient:
+    """One forward and one backward pass of the batch's summed margin, for layers that are being watched.
+
+    Args:
+        model: as of `batch_gradients`; evaluated without dropout, with all parameters frozen meanwhile.
+        pairs: the batch.
+        packed: compute each prompt once.
+        weights: whether the output layer's own gradients are wanted.
+    """
+    in_trees = tree_attention_of(model) if packed and supports_packing(model) else nullcontext()
+    with _frozen(model), in_trees, FrozenKernels():
+        states = states_of(model, pairs, packed=packed)
         targets = Targets(*(part.to(states.device) for part in targets_of(pairs)))
         owner = torch.repeat_interleave(torch.tensor([num_states(pair) for pair in pairs])).to(states.device)
-        own = differentiate_head(head, states.detach(), targets, owner, weights=bool(weight or bias))
-        for name, gradient in ((weight, own.weight), (bias, own.bias)):
-            if name is not None and gradient is not None:
-                layers.add(name, gradient)
+        own = differentiate_head(head_of(model, live=True), states.detach(), targets, owner, weights=weights)
         if states.requires_grad:
             states.backward(own.states)
-    return PairGradients(own.margin, layers.finished())
+    return own
 
 
 def measure_pair_gradients(

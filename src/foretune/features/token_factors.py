@@ -6,8 +6,7 @@ randomised range finder with power iterations (Halko, Martinsson and Tropp, SIAM
 change ΔW of all layers does to the margin is then Σ_k u_kᵀ ΔW v_k in first order, whatever parameters make ΔW.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,14 +18,11 @@ from torch import Tensor, nn
 
 from foretune.errors import UserError
 from foretune.features.blocks import block_bounds, measure_blocks
-from foretune.features.head_gradient import differentiate_head
-from foretune.features.layer_gradients import _Catch
-from foretune.features.pair_gradients import _frozen
+from foretune.features.caught import PairTokens, catching
+from foretune.features.pair_gradients import differentiate_margins
 from foretune.features.store import ShardColumn, ShardStore
-from foretune.models.batches import Targets, num_states, states_of, targets_of, token_batches
+from foretune.models.batches import token_batches
 from foretune.models.encoding import EncodedPair
-from foretune.models.head import head_of
-from foretune.models.kernels import FrozenKernels
 
 # Columns of the random sketch beyond the rank, and power iterations: both sharpen the range that is found.
 EXTRA_COLUMNS = 4
@@ -106,22 +102,19 @@ def batch_factors(
     Returns:
         Everything in float32 (float64 for a float64 model), on the model's device.
     """
-    found: dict[str, LowRank] = {}
+    tokens, found = PairTokens(pairs), {}
+    names = {model.get_submodule(layer.name): layer.name for layer in layers}
 
-    def receive(name: str, inputs: Tensor, output_gradient: Tensor) -> None:
-        a, delta = (part.unflatten(0, (len(pairs), -1)).flatten(1, 2) for part in (inputs, output_gradient))
-        found[name] = low_rank(_exact(a), _exact(delta), rank)
+    def receive(layer: nn.Module, inputs: Tensor, output_gradient: Tensor) -> None:
+        a, delta = (_exact(tokens.by_pair(part)) for part in (inputs, output_gradient))
+        found[names[layer]] = low_rank(a, delta, rank)
 
-    with _frozen(model), _watched(model, layers, receive), FrozenKernels():
-        states = states_of(model, pairs, packed=packed, in_line=False)
-        targets = Targets(*(part.to(states.device) for part in targets_of(pairs)))
-        owner = torch.repeat_interleave(torch.tensor([num_states(pair) for pair in pairs])).to(states.device)
-        own = differentiate_head(head_of(model, live=True), states.detach(), targets, owner, weights=False)
-        states.backward(own.states)
+    with catching(names, receive):
+        margin = differentiate_margins(model, pairs, packed=packed).margin
     total = torch.stack([part.squared_norm for part in found.values()]).sum(0)
     kept = torch.stack([part.right.square().sum((1, 2)) for part in found.values()]).sum(0)
     return TokenFactors(
-        own.margin,
+        margin,
         {layer.name: found[layer.name].left for layer in layers},
         {layer.name: found[layer.name].right for layer in layers},
         (1 - kept / total.clamp(min=torch.finfo(total.dtype).tiny)).clamp(min=0),
@@ -248,23 +241,3 @@ def low_rank(a: Tensor, delta: Tensor, rank: int) -> LowRank:
 
 def _exact(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
-
-
-@contextmanager
-def _watched(
-    model: nn.Module, layers: Sequence[AdaptedLayer], receive: Callable[[str, Tensor, Tensor], None]
-) -> Iterator[None]:
-    """Inside, `receive` gets each layer's name, inputs and output gradient when the backward pass comes by."""
-
-    def watch(name: str) -> Callable:
-        def hook(_module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            return _Catch.apply(output, args[0], torch.empty(0, requires_grad=True), lambda *got: receive(name, *got))
-
-        return hook
-
-    handles = [model.get_submodule(layer.name).register_forward_hook(watch(layer.name)) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -92,7 +92,6 @@ def states_of(
     *,
     packed: bool = True,
     shared: int = 0,
-    in_line: bool = True,
 ) -> Tensor:
     """Final hidden states that predict the response tokens, shape (Σ num_states, hidden), pair by pair.
 
@@ -101,11 +100,9 @@ def states_of(
         pairs: one batch; it is padded to its longest member.
         packed: compute the prompt once (False: two separate sequences a pair, the slow way).
         shared: tokens at the beginning of all pairs that an active `Beginning` stands for (packed only).
-        in_line: give the layers all tokens in one line where there is padding to be saved and the model attends with
-            `foretune_tree` (False: always a padded row a pair).
     """
     assert all(len(pair.prompt_ids) > shared for pair in pairs), "a response needs a prompt token that predicts it"
-    return _packed_states(model, pairs, shared, in_line) if packed else _separate_states(model, pairs)
+    return _packed_states(model, pairs, shared) if packed else _separate_states(model, pairs)
 
 
 def supports_packing(model: torch.nn.Module) -> bool:
@@ -121,7 +118,7 @@ def supports_packing(model: torch.nn.Module) -> bool:
     return takes_masks and kinds <= {"full_attention", "sliding_attention"} and not has_sinks
 
 
-def _packed_states(model: torch.nn.Module, pairs: Sequence[EncodedPair], shared: int, in_line: bool) -> Tensor:
+def _packed_states(model: torch.nn.Module, pairs: Sequence[EncodedPair], shared: int) -> Tensor:
     device = next(model.parameters()).device
     length = max(packed_length(pair) for pair in pairs) - shared
     ids = torch.zeros(len(pairs), length, dtype=torch.long)
@@ -142,7 +139,7 @@ def _packed_states(model: torch.nn.Module, pairs: Sequence[EncodedPair], shared:
         visible[row, len(tokens) :, : len(tokens)] = False
     masks = _masks(model, visible, positions, shared)
     layout, of_trees = None, causal_model(model).config.get_text_config()._attn_implementation == NAME
-    if in_line and of_trees and real.float().mean() < 1 - LITTLE_PADDING:
+    if of_trees and real.float().mean() < 1 - LITTLE_PADDING:
         layout = Layout(*real.shape, real.flatten().nonzero()[:, 0].to(device))
         ids, positions, scored = ids[real][None], positions[real][None], scored[real][None]
     if not of_trees:
