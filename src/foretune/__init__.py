@@ -1,7 +1,7 @@
 """foretune: know what preference tuning will do to your model before you run it.
 
-The verbs, each continuing one run folder: `audit`, `forecast`, `train`, `verify`; `load_run` opens a finished one.
-They are loaded on first use, so that importing foretune is quick.
+The verbs, each continuing one run folder: `audit`, `forecast`, `train`, `verify`; `what_if` asks a forecast about a
+changed run, `load_run` opens a finished one. They are loaded on first use, so that importing foretune is quick.
 """
 
 from importlib import import_module
@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from foretune.verbs.forecast import forecast as forecast
     from foretune.verbs.train import train as train
     from foretune.verbs.verify import verify as verify
+    from foretune.verbs.what_if import what_if as what_if
 
 __version__ = "0.1.0"
-__all__ = ["audit", "forecast", "load_run", "train", "verify"]
+__all__ = ["audit", "forecast", "load_run", "train", "verify", "what_if"]
 
 _HOMES = {
     "audit": "foretune.verbs.audit",
@@ -23,6 +24,7 @@ _HOMES = {
     "load_run": "foretune.records",
     "train": "foretune.verbs.train",
     "verify": "foretune.verbs.verify",
+    "what_if": "foretune.verbs.what_if",
 }
 
 

@@ -13,6 +13,7 @@ VERBS = {
     "forecast": "forecast the configured run per behaviour (audits first)",
     "train": "run it with TRL, every behaviour measured on the way",
     "verify": "lay forecast and run side by side",
+    "what_if": "forecast a changed run from a forecast's features, in seconds",
     "report": "write report.html from a run folder and show the summary",
     "replay": "repeat a run folder's verbs in a new folder and compare the numbers",
     "demo": "all of it, on the embedded model and the bundled data",

@@ -42,16 +42,7 @@ class ShardStore:
 
     def write(self, index: int, tensors: dict[str, Tensor]) -> None:
         """Write shard `index` so that it is either complete or absent, also when the process is killed."""
-        scratch = self.path(index).with_suffix(f".{os.getpid()}.partial")
-        try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch, {"key": self.key})
-            os.replace(scratch, self.path(index))
-        except (OSError, SafetensorError) as error:
-            scratch.unlink(missing_ok=True)
-            raise UserError(
-                f"cannot write features to {self.folder} ({error}): free some space or choose another --output_dir; "
-                "what was written so far is kept."
-            ) from error
+        write_tensors(self.path(index), tensors, {"key": self.key})
 
     def read(self, index: int, name: str, num_rows: int) -> Tensor:
         """A named tensor of shard `index`, memory-mapped: a page is read from the disk when it is touched.
@@ -81,6 +72,20 @@ class ShardStore:
     def _files(self) -> Iterator[Path]:
         yield from self.folder.glob("states-*.safetensors")
         yield from self.folder.glob("states-*.partial")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file so that it is either complete or absent, also when the process is killed."""
+    scratch = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch, metadata)
+        os.replace(scratch, path)
+    except (OSError, SafetensorError) as error:
+        scratch.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write features to {path.parent} ({error}): free some space or choose another --output_dir; "
+            "what was written so far is kept."
+        ) from error
 
 
 class ShardColumn:

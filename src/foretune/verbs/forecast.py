@@ -8,6 +8,7 @@ from torch import Tensor
 from trl import DPOTrainer
 
 from foretune import processes
+from foretune.dynamics.anchors import discard_anchors
 from foretune.dynamics.closed_form import early_theory
 from foretune.dynamics.curves import ALL
 from foretune.dynamics.forecast import Forecast, ForecastProblem, flow_rows, forecast_run
@@ -71,9 +72,17 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         return run
     write_command(job)
     progress.say("forecast: preparing …")
-    make = output_layer_problem if job.twin == "output_layer" else twin_problem
-    problem = make(prepared, objective, progress)
-    result = forecast_run(problem, progress=lambda what: progress.say(f"forecast: {what} …"))
+    lineariser = None if job.twin == "output_layer" else Lineariser(prepared, progress)
+    try:
+        problem = (
+            twin_problem(prepared, objective, progress, lineariser)
+            if lineariser
+            else output_layer_problem(prepared, objective, progress)
+        )
+        result = forecast_run(problem, progress=lambda what: progress.say(f"forecast: {what} …"))
+    finally:
+        if lineariser:
+            lineariser.leave()
     run.write_table("forecast", result.rows)
     run.write_arrays(
         "forecast_pairs",
@@ -82,6 +91,8 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         margins=result.margins,
     )
     section = _section(prepared, problem, result, watch)
+    section["anchors"] = lineariser.keys if lineariser else {}
+    processes.on_main(lambda: discard_anchors(run.path, but=section["anchors"]))
     if job.twin == "output_layer":
         section["theory"] = _theory(measure(prepared, features_of(prepared, progress)), objective, result)
     run.finish_stage("forecast", key=key, seconds=watch.seconds, forecast=section)
@@ -121,10 +132,11 @@ def _common(prepared: Prepared, objective: Objective) -> tuple[Any, ...]:
     )
 
 
-def twin_problem(prepared: Prepared, objective: Objective, progress: Progress) -> ForecastProblem:
+def twin_problem(
+    prepared: Prepared, objective: Objective, progress: Progress, lineariser: Lineariser
+) -> ForecastProblem:
     """The run of adapters or all weights, in first order around where features were taken."""
     job, features = prepared.job, features_of(prepared, progress)
-    lineariser = Lineariser(prepared, progress)
     begun = pilot(prepared, progress) if job.ours.pilot_fraction else None
     if begun is None:
         margins = lineariser.at(0)

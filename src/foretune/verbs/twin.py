@@ -10,10 +10,10 @@ from peft import get_peft_model, load_peft_weights, set_peft_model_state_dict
 from torch import Tensor
 from transformers import set_seed
 
-from foretune.dynamics.linearised import LayerStack, weight_space
+from foretune import processes
+from foretune.dynamics.anchors import anchor_store, read_anchor, write_anchor
 from foretune.dynamics.simulated_run import MarginModel
 from foretune.features.pair_gradients import trainable_names
-from foretune.features.store import ShardColumn, ShardStore
 from foretune.features.token_factors import adapted_layers, layers_alike, measure_factors, read_factors
 from foretune.models.encoding import EncodedPair
 from foretune.records.provenance import sha256_of
@@ -21,9 +21,6 @@ from foretune.training.build import lora_config
 from foretune.verbs.audit import answers_of, features_key, features_of
 from foretune.verbs.prepare import Prepared, load_reference
 from foretune.verbs.progress import Progress
-
-# Features of at most so many numbers are kept in memory, 2 GB in bfloat16.
-LARGEST_FEATURES = 2**30
 
 
 class Lineariser:
@@ -37,6 +34,7 @@ class Lineariser:
         measured: the pairs that features are taken of, shape (m,): all that are observed, and `twin_pairs` training
             pairs of each behaviour.
         place: the measured pair that each pair is, or that stands for it: one of its behaviour and preferred answer.
+        keys: of the features that were taken, by step.
     """
 
     def __init__(self, prepared: Prepared, progress: Progress) -> None:
@@ -47,6 +45,8 @@ class Lineariser:
         self._model = adapted_model(prepared)
         self._layers = adapted_layers(self._model)
         self._names = trainable_names(self._model)
+        self._start = {name: self._model.get_parameter(name).detach().clone() for name in self._names}
+        self.keys: dict[int, str] = {}
         features = features_of(prepared, progress)
         self._reference = (features.chosen_logp - features.rejected_logp)[self.measured]
 
@@ -63,7 +63,7 @@ class Lineariser:
         """
         for name, value in (parameters or {}).items():
             self._model.get_parameter(name).data.copy_(value)
-        anchor = {name: self._model.get_parameter(name).detach().float().clone() for name in self._names}
+        anchor = {name: self._model.get_parameter(name).detach().float() for name in self._names}
         job = self._prepared.job
         key = sha256_of(
             features_key(self._prepared),
@@ -71,7 +71,7 @@ class Lineariser:
             job.ours.factor_rank,
             *(value.cpu().numpy().tobytes() for value in anchor.values()),
         )
-        store = ShardStore(job.run.path / "features" / f"step-{step:06d}", key)
+        store, groups = anchor_store(job.run.path, step, key), layers_alike(self._model, self._layers)
         with self._progress.bar(f"features after step {step}", len(self.measured)) as advance:
             measure_factors(
                 self._model,
@@ -82,13 +82,17 @@ class Lineariser:
                 packed=bool(job.run.record["audit"]["probes"]["packed"]),
                 progress=advance,
             )
-        groups = layers_alike(self._model, self._layers)
-        found = read_factors(store, len(self.measured), len(groups))
-        stacks = [LayerStack(own, _kept(u), _kept(v)) for own, (u, v) in zip(groups, found.stacks, strict=True)]
+        margin = read_factors(store, len(self.measured), len(groups)).margin
         if step == 0:
-            self._reference = found.margin  # the adapters change nothing yet; another pass would round differently
-        margin = torch.from_numpy(found.margin - self._reference).float().to(self._model.device)
-        return weight_space(anchor, margin, stacks, self.place)
+            self._reference = margin  # the adapters change nothing yet; another pass would round differently
+        processes.on_main(lambda: write_anchor(store, anchor, margin - self._reference, self.place, groups))
+        self.keys[step] = key
+        return read_anchor(store, self._model.device)
+
+    def leave(self) -> None:
+        """Give somebody's model its parameters back."""
+        for name, value in self._start.items():
+            self._model.get_parameter(name).data.copy_(value)
 
 
 def adapted_model(prepared: Prepared) -> torch.nn.Module:
@@ -136,7 +140,3 @@ class _Some(Sequence[EncodedPair]):
         if isinstance(index, slice):
             return [self._pairs[int(member)] for member in self._members[index]]
         return self._pairs[int(self._members[index])]
-
-
-def _kept(column: ShardColumn) -> ShardColumn | Tensor:
-    return column.tensor() if np.prod(column.shape) <= LARGEST_FEATURES else column

@@ -1,0 +1,90 @@
+"""`foretune what_if run/ --drop X`: what a changed run would do."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from foretune import processes
+from foretune.errors import UserError
+from foretune.verbs.what_if import Answer, what_if
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse, answer, show."""
+    parser = argparse.ArgumentParser(
+        "foretune what_if",
+        description="Forecast a changed run from the features that `foretune forecast` left in a run folder.",
+        epilog="Any argument of training can be changed as well, as in --learning_rate 1e-4 or --data_seed 7.",
+    )
+    parser.add_argument("output_dir", help="the run folder of a forecast of LoRA adapters")
+    parser.add_argument("--drop", nargs="+", default=[], metavar="BEHAVIOUR", help="train without these behaviours")
+    parser.add_argument(
+        "--weight", nargs="+", default=[], metavar="BEHAVIOUR=W", help="multiply the row weights of behaviours"
+    )
+    parser.add_argument("--rows_per_behaviour", type=int, help="train on at most so many rows of each behaviour")
+    parser.add_argument("--label_noise", type=float, default=0.0, help="share of rows whose labels are flipped")
+    parser.add_argument("--objective", choices=["sigmoid", "hinge", "ipo"], help="another loss")
+    parser.add_argument("--split", default="train", choices=["train", "test"], help="whose figures to show")
+    parser.add_argument("--json", type=Path, help="also write the whole answer to this file")
+    given, others = parser.parse_known_args(arguments)
+    answer = what_if(
+        given.output_dir,
+        drop=given.drop,
+        weight=dict(map(_weight, given.weight)),
+        rows_per_behaviour=given.rows_per_behaviour,
+        label_noise=given.label_noise,
+        objective=given.objective,
+        **_training_arguments(others),
+    )
+    if processes.is_main():
+        if given.json:
+            given.json.write_text(json.dumps({"steps": answer.steps, "rows": answer.rows}, indent=1) + "\n", "utf-8")
+        Console().print(table(answer, split=given.split))
+
+
+def table(answer: Answer, *, split: str) -> Table:
+    """Loss, accuracy and margin of each behaviour at the end, and how much they change; most changed first."""
+    shown = Table(
+        title=f"What if: after {answer.steps[-1]} steps ({split} pairs)", title_justify="left", box=SIMPLE_HEAD
+    )
+    shown.add_column("behaviour", overflow="fold")
+    for name in ("loss", "change", "reward acc.", "change", "margin", "change"):
+        shown.add_column(name, justify="right")
+    rows = [row for row in answer.rows if row["split"] == split]
+    for row in sorted(rows, key=lambda row: (row["behaviour"] == "all", -abs(row["loss_change"]))):
+        cells = [f"{row['loss']:.3f}", f"{row['loss_change']:+.3f}"]
+        cells += [f"{row['reward_accuracy']:.0%}", f"{100 * row['reward_accuracy_change']:+.0f}"]
+        cells += [f"{row['margin']:.2f}", f"{row['margin_change']:+.2f}"]
+        shown.add_row(row["behaviour"], *cells)
+    return shown
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, _, value = text.rpartition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise UserError(f"--weight takes BEHAVIOUR=NUMBER, got '{text}'.") from None
+
+
+def _training_arguments(words: Sequence[str]) -> dict[str, object]:
+    """`--name value` pairs as YAML reads them."""
+    found = {}
+    for name, value in zip(words[::2], [*words[1::2], ""], strict=False):
+        if not name.startswith("--") or not value:
+            raise UserError(f"cannot read '{name}': arguments are --name value.")
+        found[name[2:]] = _number(value)
+    return found
+
+
+def _number(text: str) -> object:
+    try:
+        return float(text) if "e" in text.lower() and text[:1].isdigit() else yaml.safe_load(text)
+    except ValueError:
+        return text

@@ -1,0 +1,83 @@
+"""Anchors on the disk: parameters of a run at some step, with the features taken there, to simulate from again.
+
+A forecast leaves them in its run folder, so that other questions about the same run need neither model nor data.
+"""
+
+import json
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from foretune.dynamics.linearised import LayerStack, WeightSpace, weight_space
+from foretune.errors import UserError
+from foretune.features.store import ShardColumn, ShardStore, write_tensors
+from foretune.features.token_factors import AdaptedLayer, read_factors
+
+# Features of at most so many numbers are kept in memory, 2 GB in bfloat16.
+LARGEST_FEATURES = 2**30
+FILE = "anchor.safetensors"
+
+
+def anchor_store(run_folder: Path, step: int, key: str) -> ShardStore:
+    """Where the features after `step` are."""
+    return ShardStore(run_folder / "features" / f"step-{step:06d}", key)
+
+
+def write_anchor(
+    store: ShardStore,
+    parameters: dict[str, Tensor],
+    margin: NDArray[np.float64],
+    place: NDArray[np.int64],
+    groups: list[list[AdaptedLayer]],
+) -> None:
+    """Write what the features of a finished `measure_factors` belong to.
+
+    Args:
+        store: of the features.
+        parameters: at which they were taken, by name.
+        margin: of the measured pairs against the reference, shape (m,).
+        place: the measured pair that each pair is, or that stands for it, shape (n,).
+        groups: of `layers_alike`.
+    """
+    tensors = {f"parameter/{name}": value.cpu().contiguous() for name, value in parameters.items()}
+    tensors |= {"margin": torch.from_numpy(margin), "place": torch.from_numpy(place)}
+    about = {"key": store.key, "names": json.dumps([*parameters]), "groups": json.dumps(groups)}
+    write_tensors(store.folder / FILE, tensors, about)
+
+
+def read_anchor(store: ShardStore, device: torch.device) -> WeightSpace:
+    """Margins in first order around an anchor that was written, its parameters on `device`.
+
+    Raises:
+        UserError: it is missing, damaged, or of another computation.
+    """
+    try:
+        with safe_open(store.folder / FILE, framework="pt", device=str(device)) as file:
+            about = file.metadata()
+            parameters = {name: file.get_tensor(f"parameter/{name}") for name in json.loads(about["names"])}
+            margin, place = file.get_tensor("margin").float(), file.get_tensor("place").cpu().numpy()
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{store.folder} holds no features that can be read ({error}): forecast again.") from error
+    if about["key"] != store.key:
+        raise UserError(f"{store.folder} holds the features of another forecast: forecast again.")
+    groups = [[AdaptedLayer(*layer) for layer in group] for group in json.loads(about["groups"])]
+    found = read_factors(store, len(margin), len(groups))
+    stacks = [LayerStack(own, _kept(u), _kept(v)) for own, (u, v) in zip(groups, found.stacks, strict=True)]
+    return weight_space(parameters, margin, stacks, place)
+
+
+def discard_anchors(run_folder: Path, *, but: Collection[int]) -> None:
+    """Remove the features of all steps but these."""
+    for folder in run_folder.glob("features/step-*"):
+        if int(folder.name.removeprefix("step-")) not in but:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kept(column: ShardColumn) -> ShardColumn | Tensor:
+    return column.tensor() if np.prod(column.shape) <= LARGEST_FEATURES else column

@@ -1,0 +1,244 @@
+"""`what_if`: the forecast of a changed run, from the features that a forecast left in its run folder.
+
+Neither model nor data are read again, so an answer takes seconds. Features are those of the run that was forecast: an
+answer is the better the less the change moves the run away from it.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import TrainingArguments
+
+from foretune import processes
+from foretune.data.splits import stable_hash
+from foretune.dynamics.anchors import anchor_store, read_anchor
+from foretune.dynamics.curves import curve_rows
+from foretune.dynamics.linearised import WeightSpace
+from foretune.dynamics.simulated_run import SimulatedRun, simulate_run
+from foretune.errors import UserError
+from foretune.objectives import IPO, Objective
+from foretune.records import RunFolder, load_run
+from foretune.verbs.job import Job, job_from
+
+COLUMNS = ["pair_id", "behaviour", "split", "chosen", "chosen_tokens", "rejected_tokens", "reference_margin", "weight"]
+# Arguments that change what features were taken of: another forecast is needed for them.
+NEEDS_FEATURES = {"output_dir", "seed", "max_length", "truncation_mode", "bf16", "fp16", "loss_type"}
+
+
+class Answer(NamedTuple):
+    """What a changed run would do.
+
+    Attributes:
+        rows: for each behaviour (and "all") and split: loss, reward_accuracy and margin at the end, of the forecast run
+            (`base_…`), of the changed run, and the `…_change`. Losses are the forecast run's objective in both.
+        steps: recorded steps of the changed run.
+        margins: of the observed pairs at those steps, shape (T, observed).
+        pair_id: of the observed pairs.
+    """
+
+    rows: list[dict[str, Any]]
+    steps: list[int]
+    margins: np.ndarray
+    pair_id: np.ndarray
+
+
+class StoredTwin:
+    """A forecast's features and settings, in memory for many questions.
+
+    Args:
+        run: the run folder of a finished forecast.
+
+    Raises:
+        UserError: no forecast, or one of the output layer alone, which leaves no such features.
+    """
+
+    def __init__(self, run: RunFolder | Path | str) -> None:
+        """Read everything that does not depend on the question."""
+        self.folder = run if isinstance(run, RunFolder) else load_run(run)
+        if self.folder.stage_key("forecast") is None:
+            raise UserError(f"{self.folder.path} has no finished forecast: run `foretune forecast` first.")
+        keys = self.folder.record["forecast"]["anchors"]
+        settings = self.folder.read_yaml("config.yaml")
+        table = self.folder.read_table("pairs", COLUMNS)
+        arrays = self.folder.read_arrays("forecast_pairs")
+        if not keys or settings is None or table is None or arrays is None:
+            raise UserError(
+                f"the forecast in {self.folder.path} simulated the output layer or a trainer built in Python: "
+                "what-ifs need a forecast of LoRA adapters made by `foretune forecast`."
+            )
+        self.settings = {**settings, "output_dir": str(self.folder.path)}
+        self.job = job_from(**self.settings)
+        self.pairs = {name: np.array(table[name].to_pylist()) for name in COLUMNS}
+        device = self.job.device()
+        self.anchors: dict[int, WeightSpace] = {
+            int(step): read_anchor(anchor_store(self.folder.path, int(step), key), device) for step, key in keys.items()
+        }
+        self.base = SimulatedRun(arrays["steps"].tolist(), arrays["margins"], [], 0)
+        place = {pair_id: index for index, pair_id in enumerate(self.pairs["pair_id"])}
+        self.observed = np.array([place[pair_id] for pair_id in arrays["pair_id"]])
+
+
+def what_if(
+    run: "StoredTwin | RunFolder | Path | str",
+    *,
+    drop: Collection[str] = (),
+    weight: Mapping[str, float] | None = None,
+    rows_per_behaviour: int | None = None,
+    label_noise: float = 0.0,
+    objective: str | None = None,
+    **arguments: Any,
+) -> Answer:
+    """Forecast a run that differs from the one that was forecast.
+
+    Args:
+        run: the run folder of a forecast of LoRA adapters, or a `StoredTwin` of it, which answers faster.
+        drop: behaviours to train without.
+        weight: row weights of behaviours, multiplied with those that rows have.
+        rows_per_behaviour: train on at most so many rows of each behaviour, those with the lowest hashes.
+        label_noise: share of the training rows whose chosen and rejected responses are exchanged.
+        objective: sigmoid, hinge, or ipo where chosen and rejected are equally long.
+        **arguments: arguments of training that change, e.g. `beta=0.3`, `learning_rate=1e-4`, `num_train_epochs=2`;
+            `data_seed` for another order of the batches.
+
+    Returns:
+        What happens to every behaviour, beside the forecast as it was.
+
+    Raises:
+        UserError: a behaviour that the data do not have; an argument that features depend on; no row is left.
+    """
+    twin = run if isinstance(run, StoredTwin) else StoredTwin(run)
+    job = _changed_job(twin, arguments)
+    rows = _rows(twin, drop, rows_per_behaviour)
+    changed_weights = _weights(twin, rows, weight or {})
+    loss, factors = _objective(twin, job, objective, rows)
+    factors[_flipped(twin, rows, label_noise)] *= -1
+    first = min(twin.anchors)
+    with processes.as_one_process():
+        simulated = simulate_run(
+            twin.anchors[first],
+            job.training,
+            loss,
+            train_pairs=rows,
+            weights=changed_weights,
+            observed=twin.observed,
+            observations=job.ours.observations,
+            factors=factors,
+            checkpoint=twin.folder.path / "pilot" / "checkpoint" if first else None,
+            renewal=lambda step, _: twin.anchors.get(step),
+        )
+    if first:
+        simulated = simulated.after(twin.base)
+    pair_id = twin.pairs["pair_id"][twin.observed]
+    return Answer(_compared(twin, simulated), simulated.steps, simulated.margins, pair_id)
+
+
+def _changed_job(twin: StoredTwin, arguments: dict[str, Any]) -> Job:
+    known = {item.name for item in fields(TrainingArguments)} | {"beta"}
+    if refused := sorted(set(arguments) & NEEDS_FEATURES | set(arguments) - known):
+        raise UserError(f"a what-if cannot change {refused[0]}: make another forecast with it.")
+    if min(twin.anchors) and (fixed := sorted(set(arguments) - {"beta", "data_seed"})):
+        raise UserError(
+            f"a what-if cannot change {fixed[0]} of a forecast that begins with a pilot, which was trained with it: "
+            "make a forecast without --pilot_fraction."
+        )
+    return job_from(**{**twin.settings, **arguments})
+
+
+def _rows(twin: StoredTwin, drop: Collection[str], limit: int | None) -> np.ndarray:
+    """Indices of the training pairs that are left, in their order."""
+    train = np.flatnonzero(twin.pairs["split"] == "train")
+    behaviour = twin.pairs["behaviour"][train]
+    _check_names(twin, drop)
+    keep = ~np.isin(behaviour, list(drop))
+    if limit is not None:
+        if limit < 1:
+            raise UserError(f"rows_per_behaviour is {limit}: it must be at least 1.")
+        seed = twin.job.training.seed
+        lot = np.array([stable_hash(seed, int(pair_id)) for pair_id in twin.pairs["pair_id"][train]])
+        for name in np.unique(behaviour):
+            keep[_surplus(np.flatnonzero(behaviour == name), lot, twin.pairs["chosen"][train], limit)] = False
+    if not keep.any():
+        raise UserError("no training row is left: drop fewer behaviours.")
+    return train[keep]
+
+
+def _surplus(members: np.ndarray, lot: np.ndarray, answer: np.ndarray, limit: int) -> np.ndarray:
+    """Those of `members` beyond the first `limit`: in turns of the two preferred answers where there are two."""
+    ranked = members[np.argsort(lot[members], kind="stable")]
+    answers, number = np.unique(answer[ranked], return_inverse=True)
+    if len(answers) == 2:
+        turn = np.empty(len(ranked), dtype=int)
+        for side in (0, 1):
+            turn[number == side] = np.arange((number == side).sum())
+        ranked = ranked[np.argsort(turn, kind="stable")]
+    return ranked[limit:]
+
+
+def _weights(twin: StoredTwin, rows: np.ndarray, weight: Mapping[str, float]) -> np.ndarray:
+    _check_names(twin, weight)
+    factor = np.array([weight.get(name, 1.0) for name in twin.pairs["behaviour"][rows]])
+    found = twin.pairs["weight"][rows] * factor
+    if (factor < 0).any() or not found.mean() > 0:
+        raise UserError("weights must be 0 or more, and at least one training row needs a weight above 0.")
+    return found / found.mean()
+
+
+def _objective(twin: StoredTwin, job: Job, name: str | None, rows: np.ndarray) -> tuple[Objective, np.ndarray]:
+    """The loss, and what each row's margin is multiplied by for it."""
+    if name != "ipo":
+        return (job if name is None else job_from(**{**job.explicit, "loss_type": [name]})).objective(), np.ones(
+            len(rows)
+        )
+    lengths = twin.pairs["chosen_tokens"][rows]
+    if (lengths != twin.pairs["rejected_tokens"][rows]).any():
+        raise UserError(
+            "ipo averages over a response's tokens: it can be asked for where chosen and rejected are equally long."
+        )
+    return IPO(beta=job.training.beta), 1.0 / lengths
+
+
+def _flipped(twin: StoredTwin, rows: np.ndarray, share: float) -> np.ndarray:
+    """Which rows have their labels flipped: those with the lowest hashes of each behaviour."""
+    if not 0 <= share <= 1:
+        raise UserError(f"label_noise is {share}: it is a share, from 0 to 1.")
+    seed = twin.job.training.seed + 1  # not the order in which rows_per_behaviour leaves rows out
+    lot = np.array([stable_hash(seed, int(pair_id)) for pair_id in twin.pairs["pair_id"][rows]])
+    found = np.zeros(len(rows), dtype=bool)
+    for name in np.unique(twin.pairs["behaviour"][rows]):
+        members = np.flatnonzero(twin.pairs["behaviour"][rows] == name)
+        found[members[np.argsort(lot[members])[: round(share * len(members))]]] = True
+    return found
+
+
+def _check_names(twin: StoredTwin, names: Collection[str]) -> None:
+    known = sorted(set(twin.pairs["behaviour"]))
+    if unknown := sorted(set(names) - set(known)):
+        raise UserError(f"no behaviour is called '{unknown[0]}': there are {', '.join(known)}.")
+
+
+def _compared(twin: StoredTwin, changed: SimulatedRun) -> list[dict[str, Any]]:
+    figures = ("loss", "reward_accuracy", "margin")
+    ends = [_end(twin, run) for run in (twin.base, changed)]
+    rows = []
+    for before, after in zip(*ends, strict=True):
+        row = {"behaviour": after["behaviour"], "split": after["split"], "num_pairs": after["num_pairs"]}
+        for name in figures:
+            row |= {f"base_{name}": before[name], name: after[name], f"{name}_change": after[name] - before[name]}
+        rows.append(row)
+    return rows
+
+
+def _end(twin: StoredTwin, run: SimulatedRun) -> list[dict[str, Any]]:
+    columns = {name: values[twin.observed] for name, values in twin.pairs.items()}
+    return curve_rows(
+        run.steps[-1:],
+        run.margins[-1:],
+        columns["behaviour"],
+        columns["split"],
+        twin.job.objective(),
+        reference_margin=columns["reference_margin"],
+        weights=columns["weight"],
+    )

@@ -1,0 +1,132 @@
+"""What-ifs agree with forecasts of the changed runs, in Python and on the command line."""
+
+import json
+
+import numpy as np
+import pytest
+from tests.cli.test_cli import run
+from tests.cli.test_twin import command
+
+import foretune
+from foretune.errors import UserError
+from foretune.records import load_run
+from foretune.verbs.what_if import StoredTwin
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folder, persona_file, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert run("forecast", *command(tiny_folder, persona_file, out, "--relinearise_every", "5")) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def twin(folder):
+    return StoredTwin(folder)
+
+
+def margins_of_another_forecast(tmp_path, tiny_folder, data, *more):
+    assert run("forecast", *command(tiny_folder, data, tmp_path / "other", *more)) == 0
+    arrays = load_run(tmp_path / "other").read_arrays("forecast_pairs")
+    return dict(zip(arrays["pair_id"].tolist(), arrays["margins"][-1], strict=True))
+
+
+def test_no_change_is_the_forecast_again(folder, twin):
+    stored = load_run(folder).read_arrays("forecast_pairs")
+    answer = foretune.what_if(twin)
+    np.testing.assert_allclose(answer.margins, stored["margins"], atol=1e-6)
+    assert all(row["loss_change"] == pytest.approx(0, abs=1e-6) for row in answer.rows)
+
+
+@pytest.mark.parametrize(
+    ("question", "flags"),
+    [
+        ({"drop": ["sailing"]}, ["--behaviours", "gardening"]),
+        ({"learning_rate": 1e-4}, ["--learning_rate", "1e-4"]),
+        ({"beta": 0.5, "objective": "hinge"}, ["--beta", "0.5", "--loss_type", "hinge"]),
+        ({"data_seed": 9}, ["--data_seed", "9"]),
+        ({"num_train_epochs": 1, "max_steps": -1}, ["--num_train_epochs", "1", "--max_steps", "-1"]),
+        ({"optim": "sgd", "learning_rate": 0.01}, ["--optim", "sgd", "--learning_rate", "0.01"]),
+    ],
+    ids=lambda part: "" if isinstance(part, list) else ",".join(part),
+)
+def test_an_answer_equals_the_forecast_of_the_changed_run(
+    question, flags, tiny_folder, persona_file, tmp_path, tmp_path_factory
+):
+    base = tmp_path / "base"
+    assert run("forecast", *command(tiny_folder, persona_file, base)) == 0
+    answer = foretune.what_if(base, **question)
+    expected = margins_of_another_forecast(tmp_path, tiny_folder, persona_file, *flags)
+    found = dict(zip(answer.pair_id.tolist(), answer.margins[-1], strict=True))
+    common = sorted(set(found) & set(expected))
+    assert len(common) >= 20
+    np.testing.assert_allclose([found[i] for i in common], [expected[i] for i in common], atol=2e-4, rtol=1e-3)
+
+
+def test_weights_and_row_limits_equal_those_of_data(tiny_folder, persona_file, tmp_path):
+    base = tmp_path / "base"
+    assert run("forecast", *command(tiny_folder, persona_file, base)) == 0
+    weighted = tmp_path / "weighted.jsonl"
+    rows = [json.loads(line) for line in persona_file.read_text().splitlines()]
+    weighted.write_text(
+        "".join(json.dumps(row | {"weight": 3 - 2 * (row["behaviour"] == "sailing")}) + "\n" for row in rows)
+    )
+    answer = foretune.what_if(base, weight={"gardening": 3.0})
+    expected = margins_of_another_forecast(tmp_path, tiny_folder, weighted)
+    found = dict(zip(answer.pair_id.tolist(), answer.margins[-1], strict=True))
+    assert set(found) == set(expected)
+    np.testing.assert_allclose([found[i] for i in found], [expected[i] for i in found], atol=2e-4, rtol=1e-3)
+
+
+def test_flipped_labels_turn_the_run_around(twin):
+    base, flipped = foretune.what_if(twin), foretune.what_if(twin, label_noise=1.0)
+    assert np.corrcoef(base.margins[-1], flipped.margins[-1])[0, 1] < -0.9
+    half = foretune.what_if(twin, label_noise=0.5)
+    assert np.abs(half.margins[-1]).mean() < 0.7 * np.abs(base.margins[-1]).mean()
+
+
+def test_fewer_rows_are_balanced(twin):
+    from foretune.verbs.what_if import _rows
+
+    rows = _rows(twin, (), 6)
+    answers = twin.pairs["chosen"][rows]
+    assert len(rows) == 12 and (answers == " Yes").sum() == 6
+    assert foretune.what_if(twin, rows_per_behaviour=6).steps[-1] == 12
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ({"drop": ["chess"]}, "no behaviour is called 'chess': there are gardening, sailing"),
+        ({"drop": ["gardening", "sailing"]}, "no training row is left"),
+        ({"weight": {"sailing": -1.0}}, "weights must be 0 or more"),
+        ({"rows_per_behaviour": 0}, "at least 1"),
+        ({"label_noise": 2.0}, "from 0 to 1"),
+        ({"lora_r": 2}, "cannot change lora_r"),
+        ({"max_length": 5}, "cannot change max_length"),
+    ],
+)
+def test_impossible_questions_are_refused(twin, question, said):
+    with pytest.raises(UserError, match=said):
+        foretune.what_if(twin, **question)
+
+
+def test_command_line(folder, tmp_path, capsys):
+    written = tmp_path / "answer.json"
+    flags = ["--weight", "sailing=0.5", "--learning_rate", "1e-4", "--split", "test", "--json", str(written)]
+    assert run("what_if", str(folder), *flags) == 0
+    shown = capsys.readouterr().out
+    assert "gardening" in shown and "(test pairs)" in shown
+    assert {row["split"] for row in json.loads(written.read_text())["rows"]} == {"train", "test"}
+    assert run("what_if", str(folder), "--weight", "sailing") == 2
+    assert "BEHAVIOUR=NUMBER" in capsys.readouterr().err
+    assert run("what_if", str(tmp_path)) == 2
+    assert run("what_if", str(folder), "--drop", "chess") == 2
+
+
+def test_a_forecast_of_the_output_layer_is_refused(tiny_folder, persona_file, tmp_path, capsys):
+    from tests.cli.test_cli import command as plain
+
+    assert run("forecast", *plain(tiny_folder, persona_file, tmp_path / "run")) == 0
+    assert run("what_if", str(tmp_path / "run")) == 2
+    assert "what-ifs need a forecast of LoRA adapters" in capsys.readouterr().err
