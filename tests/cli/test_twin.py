@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from tests.cli.test_cli import run
 
+import foretune
+from foretune.dynamics import anchors
+from foretune.features import token_factors
 from foretune.records import load_run
 
 
@@ -73,3 +76,70 @@ def test_a_pilot_is_the_beginning_of_the_run_and_of_the_forecast(trained, tiny_f
     found = folder.read_json("verification.json")
     assert [row["step"] for row in found["over_run"]] == [9, 12]
     assert found["margin_r2"] > 0.99
+
+
+def test_bands_hold_runs_with_other_batch_orders(tiny_folder, persona_file, tmp_path):
+    out = tmp_path / "run"
+    assert run("forecast", *command(tiny_folder, persona_file, out, "--band_runs", "6")) == 0
+    rows = load_run(out).read_table("forecast").to_pylist()
+    assert all(row["loss_low"] <= row["loss"] <= row["loss_high"] for row in rows)
+    ends = {row["behaviour"]: row for row in rows if row["split"] == "train" and row["step"] == 12}
+    assert ends["all"]["loss_high"] > ends["all"]["loss_low"]
+    inside = 0
+    for seed in range(20, 30):
+        answer = foretune.what_if(out, data_seed=seed)
+        found = {row["behaviour"]: row["loss"] for row in answer.rows if row["split"] == "train"}
+        inside += sum(ends[name]["loss_low"] <= found[name] <= ends[name]["loss_high"] for name in ends)
+    assert inside >= 24  # 27 of 30 expected
+
+
+def test_few_measured_pairs_stand_for_the_rest(trained, tmp_path):
+    found = verified(trained, tmp_path / "run", "--twin_pairs", "8", "--observe_pairs", "50")
+    assert found["margin_r2"] > 0.98  # all observed pairs are measured
+    record = load_run(tmp_path / "run").record["forecast"]
+    assert record["anchors"].keys() == {"0"}
+
+
+def test_step_control_takes_features_as_often_as_it_must(tiny_folder, persona_file, tmp_path):
+    out = tmp_path / "run"
+    flags = ["--relinearise_tolerance", "0.02", "--relinearise_every", "2", "--learning_rate", "0.002"]
+    assert run("forecast", *command(tiny_folder, persona_file, out, *flags)) == 0
+    section = load_run(out).record["forecast"]
+    assert [drift["step"] for drift in section["drifts"]] == [int(step) for step in section["anchors"] if step != "0"]
+    assert len(section["drifts"]) >= 3
+
+
+def test_a_band_of_one_run_is_refused(tiny_folder, persona_file, tmp_path, capsys):
+    assert run("forecast", *command(tiny_folder, persona_file, tmp_path / "run", "--band_runs", "1")) == 2
+    assert "at least 2 runs" in capsys.readouterr().err
+
+
+def test_features_on_the_disk_give_the_same(tiny_folder, persona_file, tmp_path, monkeypatch):
+    found = []
+    for name, largest in (("memory", 2**30), ("disk", 0)):
+        monkeypatch.setattr(anchors, "LARGEST_FEATURES", largest)
+        assert run("forecast", *command(tiny_folder, persona_file, tmp_path / name)) == 0
+        found.append(load_run(tmp_path / name).read_arrays("forecast_pairs")["margins"])
+    np.testing.assert_allclose(*found, atol=1e-6)
+
+
+def test_a_killed_forecast_takes_only_what_is_missing(tiny_folder, persona_file, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    flags = command(tiny_folder, persona_file, out, "--relinearise_every", "4")
+    measured = []
+
+    def stop_at_the_third(model, *args, **kwargs):
+        measured.append(1)
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return token_factors.measure_factors(model, *args, **kwargs)
+
+    monkeypatch.setattr("foretune.verbs.twin.measure_factors", stop_at_the_third)
+    assert run("forecast", *flags) == 130
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("features/step-*/states-*")}
+    assert kept
+    assert run("forecast", *flags) == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    assert run("forecast", *command(tiny_folder, persona_file, tmp_path / "whole", "--relinearise_every", "4")) == 0
+    found, expected = (load_run(path).read_arrays("forecast_pairs")["margins"] for path in (out, tmp_path / "whole"))
+    np.testing.assert_array_equal(found, expected)

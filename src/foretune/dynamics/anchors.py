@@ -5,7 +5,7 @@ A forecast leaves them in its run folder, so that other questions about the same
 
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +70,37 @@ def read_anchor(store: ShardStore, device: torch.device) -> WeightSpace:
     found = read_factors(store, len(margin), len(groups))
     stacks = [LayerStack(own, _kept(u), _kept(v)) for own, (u, v) in zip(groups, found.stacks, strict=True)]
     return weight_space(parameters, margin, stacks, place)
+
+
+class Anchors:
+    """Stored anchors by step, read when they are asked for; the last ones stay in memory as far as they fit.
+
+    Args:
+        run_folder: where they are.
+        keys: of their features, by step.
+        device: where their parameters go.
+    """
+
+    def __init__(self, run_folder: Path, keys: Mapping[int, str], device: torch.device) -> None:
+        """Read nothing yet."""
+        self._folder, self._keys, self._device = run_folder, dict(keys), device
+        self._read: dict[int, WeightSpace] = {}
+
+    @property
+    def first(self) -> int:
+        """The first step."""
+        return min(self._keys)
+
+    def get(self, step: int) -> WeightSpace | None:
+        """The anchor of a step, None where there is none."""
+        if step not in self._keys:
+            return None
+        if step not in self._read:
+            found = read_anchor(anchor_store(self._folder, step, self._keys[step]), self._device)
+            while self._read and sum(own.num_numbers() for own in [*self._read.values(), found]) > LARGEST_FEATURES:
+                del self._read[next(iter(self._read))]
+            self._read[step] = found
+        return self._read[step]
 
 
 def discard_anchors(run_folder: Path, *, but: Collection[int]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as t_distribution
 
 from foretune import processes
 from foretune.dynamics.closed_form import second_order_weights
@@ -18,10 +19,26 @@ from foretune.objectives.base import FloatArray
 from foretune.statistics.behaviours import representatives
 from foretune.statistics.moments import Rows, RowSource, blocks_of
 
+# Figures that have a band.
+BANDS = ("loss", "reward_accuracy", "margin")
 # The second-order closed form diagonalises a matrix of this size at most.
 LARGEST_SPECTRUM = 4096
 # The flow needs its features in memory at every moment: at most so many numbers, 128 MB.
 LARGEST_FEATURES = 2**24
+
+
+class Variant(NamedTuple):
+    """The same run with what could have been otherwise.
+
+    Attributes:
+        margins: perhaps with other pairs that stand for those not measured.
+        renewal: the anchors of the forecast itself.
+        data_seed: of another batch order.
+    """
+
+    margins: MarginModel
+    renewal: Renewal | None
+    data_seed: int
 
 
 class ForecastProblem(NamedTuple):
@@ -44,6 +61,7 @@ class ForecastProblem(NamedTuple):
         checkpoint: of the pilot that the simulated run goes on from (see `simulate_run`).
         past: what was observed of the pilot, margins of the same observed pairs.
         renewal: where margins are linearised anew (see `simulate_run`).
+        variants: asked after the joint run for runs that could be instead, two at least, for its band; or none.
     """
 
     margins: MarginModel
@@ -62,6 +80,7 @@ class ForecastProblem(NamedTuple):
     checkpoint: Path | None = None
     past: SimulatedRun | None = None
     renewal: Renewal | None = None
+    variants: Callable[[], Sequence[Variant]] = tuple
 
 
 class Forecast(NamedTuple):
@@ -107,11 +126,45 @@ def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = 
     if problem.past is not None:
         joint = joint.after(problem.past)
     rows = _rows(problem, "simulated_run", "mixture", joint.steps, joint.margins)
+    if variants := problem.variants():
+        _add_bands(rows, [_rows_of_variant(problem, variant, joint, progress) for variant in variants])
     order = learning_order(rows, split="train")
     rows += _flows(problem, "mixture", problem.train_pairs, joint)
     if problem.margins_alone is not None:
         rows += _each_alone(problem, problem.margins_alone, joint, progress)
     return Forecast(rows, joint.steps, joint.margins, order, joint.num_steps, joint.learning_rates)
+
+
+def _rows_of_variant(
+    problem: ForecastProblem, variant: Variant, joint: SimulatedRun, progress: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    progress("the same run with another batch order")
+    arguments = copy.copy(problem.arguments)
+    arguments.data_seed = variant.data_seed
+    with processes.with_whole_parameters():
+        run = simulate_run(
+            variant.margins,
+            arguments,
+            problem.objective,
+            train_pairs=problem.train_pairs,
+            weights=problem.weights[problem.train_pairs],
+            observed=problem.observed,
+            observations=problem.observations,
+            checkpoint=problem.checkpoint,
+            renewal=variant.renewal,
+        )
+    return _rows(problem, "simulated_run", "mixture", joint.steps, run.after(joint).margins)
+
+
+def _add_bands(rows: list[dict[str, Any]], variants: Sequence[list[dict[str, Any]]]) -> None:
+    """Add 90 % prediction intervals around `rows`: Student's t with the variants' standard deviation."""
+    count = len(variants)
+    width = float(t_distribution.ppf(0.95, count - 1)) * np.sqrt(1 + 1 / count)
+    for row, others in zip(rows, zip(*variants, strict=True), strict=True):
+        for name in BANDS:
+            reach = width * float(np.std([other[name] for other in others], ddof=1))
+            least, most = (0.0, 1.0) if name == "reward_accuracy" else (-np.inf, np.inf)
+            row |= {f"{name}_low": max(row[name] - reach, least), f"{name}_high": min(row[name] + reach, most)}
 
 
 def _each_alone(

@@ -64,6 +64,10 @@ class WeightSpace(NamedTuple):
         """The anchor."""
         return self.anchor
 
+    def num_numbers(self) -> int:
+        """Of all features."""
+        return sum(int(np.prod(side.shape)) for stack in self.stacks for side in (stack.outputs, stack.inputs))
+
     def margins(self, parameters: Mapping[str, Tensor], pairs: Tensor, *, training: bool = False) -> Tensor:
         """Margins of some pairs, shape (len(pairs),)."""
         measured = self.place[pairs.numpy()]

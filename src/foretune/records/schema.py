@@ -15,6 +15,8 @@ _CURVE = [
     ("margin", _FLOAT),
     ("num_pairs", _INT),
 ]
+# where runs with other batch orders would be, 90 % of them; missing where none were simulated
+_BAND = [(f"{name}_{end}", _FLOAT) for name in ("loss", "reward_accuracy", "margin") for end in ("low", "high")]
 
 TABLES = {
     "behaviours": pa.schema(
@@ -36,7 +38,7 @@ TABLES = {
             ("initial_rate", _FLOAT),
         ]
     ),
-    "forecast": pa.schema([("method", _TEXT), ("trained_on", _TEXT), *_CURVE]),
+    "forecast": pa.schema([("method", _TEXT), ("trained_on", _TEXT), *_CURVE, *_BAND]),
     "observed": pa.schema([*_CURVE, ("chosen_displacement", _FLOAT), ("rejected_displacement", _FLOAT)]),
     "findings": pa.schema(
         [

@@ -1,18 +1,17 @@
 """`forecast`: what the run will do to every behaviour, before it is run."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from trl import DPOTrainer
 
 from foretune import processes
 from foretune.dynamics.anchors import discard_anchors
 from foretune.dynamics.closed_form import early_theory
 from foretune.dynamics.curves import ALL
-from foretune.dynamics.forecast import Forecast, ForecastProblem, flow_rows, forecast_run
+from foretune.dynamics.forecast import Forecast, ForecastProblem, Variant, flow_rows, forecast_run
 from foretune.dynamics.head_problem import head_problem
+from foretune.dynamics.relinearise import Relinearisation
 from foretune.dynamics.simulated_run import MarginModel
 from foretune.features.unembedding import read_states
 from foretune.models.head import head_of
@@ -26,7 +25,7 @@ from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, prepare
 from foretune.verbs.progress import Progress
 from foretune.verbs.train import pilot
-from foretune.verbs.twin import Lineariser
+from foretune.verbs.twin import Lineariser, stand_ins
 
 WHAT_IS_FORECAST = {
     "output_layer": "the output layer (unembedding), trained alone",
@@ -91,6 +90,9 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         margins=result.margins,
     )
     section = _section(prepared, problem, result, watch)
+    if lineariser:
+        assert isinstance(problem.renewal, Relinearisation)
+        section["drifts"] = [drift._asdict() for drift in problem.renewal.drifts]
     section["anchors"] = lineariser.keys if lineariser else {}
     processes.on_main(lambda: discard_anchors(run.path, but=section["anchors"]))
     if job.twin == "output_layer":
@@ -143,21 +145,44 @@ def twin_problem(
     else:
         lineariser.load(begun.checkpoint)
         margins = lineariser.at(begun.step)
-    every = job.ours.relinearise_every
-
-    def renewal(step: int, parameters: Mapping[str, Tensor]) -> MarginModel | None:
-        return lineariser.at(step, parameters) if every and step % every == 0 else None
-
+    step = begun.step if begun else 0
+    ours, behaviour_of = job.ours, prepared.behaviour_of[prepared.observed]
+    renewal = Relinearisation(
+        margins,
+        step,
+        lineariser.at,
+        prepared.observed,
+        behaviour_of,
+        every=ours.relinearise_every,
+        tolerance=ours.relinearise_tolerance,
+    )
     return ForecastProblem(
         margins,
-        margins if job.ours.forecast_alone else None,
+        margins if ours.forecast_alone else None,
         None,
         features.chosen_logp - features.rejected_logp,
         *_common(prepared, objective),
         checkpoint=begun and begun.checkpoint,
         past=begun and begun.past,
         renewal=renewal,
+        variants=lambda: _variants(prepared, lineariser, step),
     )
+
+
+def _variants(prepared: Prepared, lineariser: Lineariser, first: int) -> list[Variant]:
+    """The run with other batch orders, dropout, and pairs that stand for those not measured."""
+    anchors, found = lineariser.anchors, []
+    for number in range(1, prepared.job.ours.band_runs + 1):
+        place = stand_ins(prepared, lineariser.measured, draw=np.random.default_rng(number))
+
+        def at(step: int, _parameters: Any = None, place: np.ndarray = place) -> MarginModel | None:
+            anchor = anchors.get(step)
+            return anchor and anchor._replace(place=place)
+
+        start = at(first)
+        assert start is not None
+        found.append(Variant(start, at, prepared.job.training.seed + number))
+    return found
 
 
 def _theory(measured: Measured, objective: Objective, result: Forecast) -> dict[str, dict[str, float]]:

@@ -87,6 +87,20 @@ class ForetuneArguments:
     relinearise_every: int = field(
         default=0, metadata={"help": "Take the forecast's features anew every so many simulated steps (0: never)."}
     )
+    relinearise_tolerance: float | None = field(
+        default=None,
+        metadata={
+            "help": "Take features anew as often as keeps the relative error of the margins at this, e.g. 0.2; "
+            "intervals begin with --relinearise_every."
+        },
+    )
+    band_runs: int = field(
+        default=5,
+        metadata={
+            "help": "Simulated runs with other batch orders, dropout and stand-ins that make the forecast's 90 % band "
+            "(0: no band)."
+        },
+    )
     pilot_fraction: float = field(
         default=0.0,
         metadata={
@@ -259,6 +273,8 @@ def job_from(**explicit: Any) -> Job:
         raise UserError("no model: pass --model_name_or_path (a hub id, folder, .gguf file, or smollm2-135m).")
     if job.trainable not in TRAINABLE:
         raise UserError(f"trainable '{job.trainable}' is none of {', '.join(TRAINABLE)}.")
+    if job.ours.band_runs == 1 or job.ours.band_runs < 0:
+        raise UserError(f"band_runs is {job.ours.band_runs}: a band needs at least 2 runs, 0 leaves it out.")
     if job.training.truncation_mode != "keep_start":
         raise UserError("truncation_mode keep_end is deprecated in TRL and not supported here: use keep_start.")
     return job

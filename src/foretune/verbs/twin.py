@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import set_seed
 
 from foretune import processes
-from foretune.dynamics.anchors import anchor_store, read_anchor, write_anchor
+from foretune.dynamics.anchors import Anchors, anchor_store, read_anchor, write_anchor
 from foretune.dynamics.simulated_run import MarginModel
 from foretune.features.pair_gradients import trainable_names
 from foretune.features.token_factors import adapted_layers, layers_alike, measure_factors, read_factors
@@ -49,6 +49,11 @@ class Lineariser:
         self.keys: dict[int, str] = {}
         features = features_of(prepared, progress)
         self._reference = (features.chosen_logp - features.rejected_logp)[self.measured]
+
+    @property
+    def anchors(self) -> Anchors:
+        """All features that were taken so far."""
+        return Anchors(self._prepared.job.run.path, self.keys, self._model.device)
 
     def load(self, checkpoint: Path) -> None:
         """Give the model the adapters of a checkpoint."""
@@ -110,20 +115,24 @@ def measured_pairs(prepared: Prepared) -> NDArray[np.int64]:
     return np.union1d(prepared.observed, prepared.first_pairs(prepared.job.ours.twin_pairs, split="train"))
 
 
-def stand_ins(prepared: Prepared, measured: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each pair the place in `measured` of itself, or of one with its behaviour and preferred answer, in turn."""
-    answer, _ = answers_of(prepared)
-    place = np.full(len(prepared.pairs), -1)
+def stand_ins(
+    prepared: Prepared, measured: NDArray[np.int64], draw: np.random.Generator | None = None
+) -> NDArray[np.int64]:
+    """For each pair the place in `measured` of itself, or of one with its behaviour and preferred answer.
+
+    Those that stand for others take turns, or are drawn.
+    """
+    pairs, answer = prepared.pairs, answers_of(prepared)[0]
+    place = np.full(len(pairs), -1)
     place[measured] = np.arange(len(measured))
-    groups = np.stack([prepared.pairs.behaviour, answer, prepared.pairs.is_train], 1)
-    for behaviour, chosen, is_train in np.unique(groups, axis=0):
-        members = np.flatnonzero((groups == (behaviour, chosen, is_train)).all(1))
-        missing = members[place[members] < 0]
-        there = members[place[members] >= 0]
-        if len(missing) and not len(there):  # a rare answer of which nothing was measured
-            alike = np.flatnonzero((prepared.pairs.behaviour == behaviour) & (place >= 0))
-            there = alike
-        place[missing] = place[there[np.arange(len(missing)) % len(there)]] if len(missing) else place[missing]
+    groups = np.stack([pairs.behaviour, answer, pairs.is_train], 1)
+    for behaviour, preferred, is_train in np.unique(groups, axis=0):
+        members = np.flatnonzero((groups == (behaviour, preferred, is_train)).all(1))
+        missing, there = members[place[members] < 0], members[place[members] >= 0]
+        if not len(there):  # a rare answer of which nothing was measured
+            there = measured[pairs.behaviour[measured] == behaviour]
+        turn = np.arange(len(missing)) % len(there) if draw is None else draw.integers(len(there), size=len(missing))
+        place[missing] = np.searchsorted(measured, there[turn])
     return place
 
 

@@ -14,9 +14,8 @@ from transformers import TrainingArguments
 
 from foretune import processes
 from foretune.data.splits import stable_hash
-from foretune.dynamics.anchors import anchor_store, read_anchor
+from foretune.dynamics.anchors import Anchors
 from foretune.dynamics.curves import curve_rows
-from foretune.dynamics.linearised import WeightSpace
 from foretune.dynamics.simulated_run import SimulatedRun, simulate_run
 from foretune.errors import UserError
 from foretune.objectives import IPO, Objective
@@ -73,9 +72,7 @@ class StoredTwin:
         self.job = job_from(**self.settings)
         self.pairs = {name: np.array(table[name].to_pylist()) for name in COLUMNS}
         device = self.job.device()
-        self.anchors: dict[int, WeightSpace] = {
-            int(step): read_anchor(anchor_store(self.folder.path, int(step), key), device) for step, key in keys.items()
-        }
+        self.anchors = Anchors(self.folder.path, {int(step): key for step, key in keys.items()}, device)
         self.base = SimulatedRun(arrays["steps"].tolist(), arrays["margins"], [], 0)
         place = {pair_id: index for index, pair_id in enumerate(self.pairs["pair_id"])}
         self.observed = np.array([place[pair_id] for pair_id in arrays["pair_id"]])
@@ -115,10 +112,12 @@ def what_if(
     changed_weights = _weights(twin, rows, weight or {})
     loss, factors = _objective(twin, job, objective, rows)
     factors[_flipped(twin, rows, label_noise)] *= -1
-    first = min(twin.anchors)
+    first = twin.anchors.first
+    start = twin.anchors.get(first)
+    assert start is not None
     with processes.as_one_process():
         simulated = simulate_run(
-            twin.anchors[first],
+            start,
             job.training,
             loss,
             train_pairs=rows,
@@ -139,7 +138,7 @@ def _changed_job(twin: StoredTwin, arguments: dict[str, Any]) -> Job:
     known = {item.name for item in fields(TrainingArguments)} | {"beta"}
     if refused := sorted(set(arguments) & NEEDS_FEATURES | set(arguments) - known):
         raise UserError(f"a what-if cannot change {refused[0]}: make another forecast with it.")
-    if min(twin.anchors) and (fixed := sorted(set(arguments) - {"beta", "data_seed"})):
+    if twin.anchors.first and (fixed := sorted(set(arguments) - {"beta", "data_seed"})):
         raise UserError(
             f"a what-if cannot change {fixed[0]} of a forecast that begins with a pilot, which was trained with it: "
             "make a forecast without --pilot_fraction."

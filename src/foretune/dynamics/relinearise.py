@@ -1,0 +1,107 @@
+"""When a simulated run takes its features anew (predictor–corrector), and how far it may be trusted.
+
+Between two anchors margins are extrapolated, so at the second one the extrapolation can be compared with what is
+measured there: the error of one step of an integrator, which chooses the next interval as ODE solvers do.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foretune.dynamics.simulated_run import PAIRS_AT_ONCE, MarginModel
+from foretune.objectives.base import FloatArray
+
+# Of the interval that the error asks for, the part that is taken; and how much longer or shorter the next one may be.
+SAFETY = 0.9
+LONGEST_GROWTH, LONGEST_CUT = 2.0, 0.25
+# Interval with which step control begins where none is named.
+FIRST_INTERVAL = 8
+
+
+class Drift(NamedTuple):
+    """How far extrapolated margins were from those measured at an anchor.
+
+    Attributes:
+        since: step of the anchor before.
+        step: of this anchor.
+        error: root mean square error of the margins over the root mean square of their change, all pairs.
+        errors: the same of each behaviour's pairs.
+    """
+
+    since: int
+    step: int
+    error: float
+    errors: dict[str, float]
+
+
+class Relinearisation:
+    """Takes features anew every so many steps, or as often as `tolerance` asks for; a `Renewal` of `simulate_run`.
+
+    Args:
+        start: margins around the first anchor.
+        step: of the first anchor.
+        at: takes features: (step, parameters) → margins around them.
+        observed: pairs that margins are compared on, shape (n,).
+        behaviour_of: their behaviours, shape (n,).
+        every: steps between anchors; with `tolerance` the first interval (0: FIRST_INTERVAL).
+        tolerance: relative error of the margins that an interval may make; None: intervals stay as they are.
+
+    Attributes:
+        drifts: what was found at each anchor.
+    """
+
+    def __init__(
+        self,
+        start: MarginModel,
+        step: int,
+        at: Callable[[int, Mapping[str, Tensor]], MarginModel],
+        observed: np.ndarray,
+        behaviour_of: np.ndarray,
+        *,
+        every: int = 0,
+        tolerance: float | None = None,
+    ) -> None:
+        """Nothing is taken yet."""
+        self._model, self._since, self._at = start, step, at
+        self._observed, self._behaviour_of = torch.as_tensor(observed), behaviour_of
+        self._tolerance = tolerance
+        self._interval = float(every or (FIRST_INTERVAL if tolerance else 0))
+        self.drifts: list[Drift] = []
+
+    @torch.no_grad()
+    def __call__(self, step: int, parameters: Mapping[str, Tensor]) -> MarginModel | None:
+        """The margins around `parameters` where an anchor is due after `step`."""
+        if not self._interval or step - self._since < round(self._interval):
+            return None
+        before, predicted = self._margins(self._model.start()), self._margins(parameters)
+        self._model = self._at(step, parameters)
+        drift = _drift(before, predicted, self._margins(parameters), self._behaviour_of, self._since, step)
+        self.drifts.append(drift)
+        self._since = step
+        if self._tolerance:
+            # the relative error of a first-order extrapolation grows in proportion to the interval
+            change = SAFETY * self._tolerance / max(drift.error, 1e-12)
+            self._interval = max(1.0, self._interval * min(max(change, LONGEST_CUT), LONGEST_GROWTH))
+        return self._model
+
+    def _margins(self, parameters: Mapping[str, Tensor]) -> FloatArray:
+        parts = self._observed.split(PAIRS_AT_ONCE)
+        return torch.cat([self._model.margins(parameters, part) for part in parts]).double().cpu().numpy()
+
+
+def _drift(
+    before: FloatArray, predicted: FloatArray, found: FloatArray, behaviour_of: np.ndarray, since: int, step: int
+) -> Drift:
+    def relative(members: np.ndarray | slice) -> float:
+        change = np.sqrt(np.mean((found - before)[members] ** 2))
+        return float(np.sqrt(np.mean((predicted - found)[members] ** 2)) / change) if change else 0.0
+
+    return Drift(
+        since,
+        step,
+        relative(slice(None)),
+        {str(name): relative(behaviour_of == name) for name in np.unique(behaviour_of)},
+    )

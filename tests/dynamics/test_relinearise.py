@@ -1,0 +1,63 @@
+"""Anchors are taken where they are due, and step control keeps the error at the tolerance."""
+
+import numpy as np
+import pytest
+import torch
+
+from foretune.dynamics.relinearise import Relinearisation
+
+
+class Curve:
+    """Margins that are first-order around `at` of exp(θ) − 1, one parameter, two pairs."""
+
+    def __init__(self, at):
+        self.at = torch.tensor([float(at)])
+
+    def start(self):
+        return {"t": self.at}
+
+    def margins(self, parameters, pairs, *, training=False):
+        value = torch.exp(self.at) - 1 + torch.exp(self.at) * (parameters["t"] - self.at)
+        return value.repeat(len(pairs)) * torch.tensor([1.0, -2.0])[pairs]
+
+
+def run(*, every=0, tolerance=None, steps=40, speed=0.1):
+    """θ grows by `speed` a step."""
+    made = Relinearisation(
+        Curve(0.0),
+        0,
+        lambda step, parameters: Curve(parameters["t"]),
+        np.arange(2),
+        np.array(["a", "b"]),
+        every=every,
+        tolerance=tolerance,
+    )
+    for step in range(1, steps):
+        made(step, {"t": torch.tensor([speed * step])})
+    return made.drifts
+
+
+def test_fixed_intervals():
+    assert [(drift.since, drift.step) for drift in run(every=12)] == [(0, 12), (12, 24), (24, 36)]
+    assert run() == []
+
+
+def test_the_error_is_that_of_the_extrapolation():
+    first = run(every=10)[0]
+    change, expected = np.exp(1.0) - 1, 1.0
+    assert first.error == pytest.approx((change - expected) / change, rel=1e-5)
+    assert first.errors == pytest.approx({"a": first.error, "b": first.error})
+
+
+@pytest.mark.parametrize("tolerance", [0.05, 0.2])
+@pytest.mark.parametrize("speed", [0.02, 0.1])
+def test_step_control_reaches_the_tolerance(tolerance, speed):
+    drifts = run(tolerance=tolerance, steps=400, speed=speed)
+    settled = [drift.error for drift in drifts[4:]]
+    assert len(settled) >= 3
+    assert all(error <= 1.1 * tolerance for error in settled)
+    assert np.median(settled) > 0.5 * tolerance  # no more anchors than it takes
+
+
+def test_nothing_moves_is_no_error():
+    assert run(every=5, speed=0.0)[0].error == 0.0
