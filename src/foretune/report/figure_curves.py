@@ -21,10 +21,11 @@ def curves_figure(folder: RunFolder, verdicts: list[BehaviourVerdict]) -> Figure
     shown = list(zip(names, colours(len(names)), strict=True))
     if ALL not in names and len(names) > 1:
         shown.append((ALL, GREY))
-    kinds = [kind for kind in ("forecast", "observed") if getattr(folder, kind)]
+    kinds = ["band"] if any(row.get("loss_low") is not None for row in folder.forecast) else []
+    kinds += [kind for kind in ("forecast", "observed") if getattr(folder, kind)]
     keys = [(name, colour, kind) for name, colour in shown for kind in kinds]
     splits = _splits(folder)
-    series = {split: [_series(getattr(folder, kind), name, split) for name, _, kind in keys] for split in splits}
+    series = {split: [_series(folder, *key[::2], split) for key in keys] for split in splits}
     metrics = [m for m in METRICS if any(line[m] for lines in series.values() for line in lines if m in line)]
     if not metrics:
         return None
@@ -52,18 +53,31 @@ def _splits(folder: RunFolder) -> list[str]:
     return [folder.split, *sorted(present - {folder.split})]
 
 
-def _series(rows: list[Row], name: str, split: str) -> Row:
-    """The points of one line, thinned: the steps as `x` and one list per metric."""
-    points = curve(rows, name, split) or curve(rows, name, split, trained_on="alone")
-    if len(points) > MAX_POINTS:
-        last = len(points) - 1
-        points = [points[round(i * last / (MAX_POINTS - 1))] for i in range(MAX_POINTS)]
-    line: Row = {"x": [row["step"] for row in points]}
+def _series(folder: RunFolder, name: str, kind: str, split: str) -> Row:
+    """The points of one line, thinned: the steps as `x` and one list per metric; of a band its outline."""
+    if kind == "band":
+        points = _points(folder.forecast, name, split)
+        line: Row = {"x": [row["step"] for row in points + points[::-1]]}
+        for metric in METRICS:
+            values = [row.get(f"{metric}_low") for row in points] + [row.get(f"{metric}_high") for row in points[::-1]]
+            if any(value is not None for value in values):
+                line[metric] = [_rounded(value) for value in values]
+        return line
+    points = _points(getattr(folder, kind), name, split)
+    line = {"x": [row["step"] for row in points]}
     for metric in METRICS:
         values = [row.get(metric) for row in points]
         if any(value is not None for value in values):
             line[metric] = [_rounded(value) for value in values]
     return line
+
+
+def _points(rows: list[Row], name: str, split: str) -> list[Row]:
+    points = curve(rows, name, split) or curve(rows, name, split, trained_on="alone")
+    if len(points) > MAX_POINTS:
+        last = len(points) - 1
+        points = [points[round(i * last / (MAX_POINTS - 1))] for i in range(MAX_POINTS)]
+    return points
 
 
 def _rounded(value: float | None) -> float | None:
@@ -73,6 +87,20 @@ def _rounded(value: float | None) -> float | None:
 def _curve_trace(key: tuple[str, str, str], line: Row, metric: str, *, is_in_legend: bool) -> Row:
     name, colour, kind = key
     label = "all pairs" if name == ALL else name
+    if kind == "band":  # the page shows it when the behaviour is singled out
+        return {
+            "type": "scatter",
+            "mode": "lines",
+            "x": line["x"],
+            "y": line.get(metric, []),
+            "fill": "toself",
+            "fillcolor": f"{colour}2e",
+            "line": {"width": 0},
+            "hoverinfo": "skip",
+            "legendgroup": label,
+            "showlegend": False,
+            "opacity": 0,
+        }
     return {
         "type": "scatter",
         "mode": "lines",

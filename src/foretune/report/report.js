@@ -50,8 +50,13 @@
     spec.layout.yaxis.title.text = spec.extra.metrics[picked.metric];
     spec.layout.yaxis.tickformat = picked.metric.endsWith("accuracy") ? ".0%" : "";
   }
+  const opacityOf = (trace, name) => {
+    if (trace.legendgroup === name) return 1;
+    if (trace.fill === "toself") return 0; // bands are drawn one at a time
+    return name === undefined ? 1 : 0.12;
+  };
   function highlight(data, name) {
-    for (const trace of data) trace.opacity = name === undefined || trace.legendgroup === name ? 1 : 0.12;
+    for (const trace of data) trace.opacity = opacityOf(trace, name);
   }
   function buttons(place, label, choices, chosen, choose) {
     const group = document.createElement("div");
@@ -91,7 +96,7 @@
   function hoverCurves(spec) {
     const place = drawn.curves;
     const fade = (name) => {
-      const opacity = place.data.map((trace) => (name === undefined || trace.legendgroup === name ? 1 : 0.12));
+      const opacity = place.data.map((trace) => opacityOf(trace, name));
       Plotly.restyle(place, { opacity });
     };
     place.on("plotly_hover", (event) => fade(event.points[0].data.legendgroup));
