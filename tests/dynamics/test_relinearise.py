@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from foretune.dynamics.relinearise import Relinearisation
+from foretune.dynamics.confidence import confidence
+from foretune.dynamics.relinearise import Drift, Relinearisation
 
 
 class Curve:
@@ -61,3 +62,12 @@ def test_step_control_reaches_the_tolerance(tolerance, speed):
 
 def test_nothing_moves_is_no_error():
     assert run(every=5, speed=0.0)[0].error == 0.0
+
+
+def test_confidence_falls_with_the_margin_and_with_the_error_found():
+    behaviour_of = np.array(["a", "a", "b", "b"])
+    change = np.array([1.0, -1.0, 5.0, 5.0])
+    assert confidence(change, behaviour_of, [], beta=0.1) == {"a": ("high", pytest.approx(0.1)), "b": ("medium", 0.5)}
+    assert confidence(change, behaviour_of, [], beta=0.2)["b"] == ("low", 1.0)
+    last = Drift(0, 8, 0.2, {"a": 0.7, "b": 0.1})
+    assert confidence(change, behaviour_of, [last], beta=0.2) == {"a": ("low", 0.7), "b": ("high", 0.1)}

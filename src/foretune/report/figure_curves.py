@@ -25,7 +25,7 @@ def curves_figure(folder: RunFolder, verdicts: list[BehaviourVerdict]) -> Figure
     kinds += [kind for kind in ("forecast", "observed") if getattr(folder, kind)]
     keys = [(name, colour, kind) for name, colour in shown for kind in kinds]
     splits = _splits(folder)
-    series = {split: [_series(folder, *key[::2], split) for key in keys] for split in splits}
+    series = {split: [_series(folder, name, kind, split) for name, _, kind in keys] for split in splits}
     metrics = [m for m in METRICS if any(line[m] for lines in series.values() for line in lines if m in line)]
     if not metrics:
         return None

@@ -8,6 +8,7 @@ from trl import DPOTrainer
 from foretune import processes
 from foretune.dynamics.anchors import discard_anchors
 from foretune.dynamics.closed_form import early_theory
+from foretune.dynamics.confidence import confidence
 from foretune.dynamics.curves import ALL
 from foretune.dynamics.forecast import Forecast, ForecastProblem, Variant, flow_rows, forecast_run
 from foretune.dynamics.head_problem import head_problem
@@ -91,8 +92,8 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     )
     section = _section(prepared, problem, result, watch)
     if lineariser:
-        assert isinstance(problem.renewal, Relinearisation)
-        section["drifts"] = [drift._asdict() for drift in problem.renewal.drifts]
+        section |= _trust(prepared, problem, result)
+        section["notes"] += _doubts(section["confidence"])
     section["anchors"] = lineariser.keys if lineariser else {}
     processes.on_main(lambda: discard_anchors(run.path, but=section["anchors"]))
     if job.twin == "output_layer":
@@ -101,6 +102,32 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     for note in section["notes"]:
         progress.say(note)
     return run
+
+
+def _trust(prepared: Prepared, problem: ForecastProblem, result: Forecast) -> dict[str, Any]:
+    """How far extrapolations between anchors were right, and what the forecast is worth for each behaviour."""
+    assert isinstance(problem.renewal, Relinearisation)
+    drifts = problem.renewal.drifts
+    first = result.steps.index(problem.past.num_steps) if problem.past else 0
+    change = result.margins[-1] - result.margins[first]
+    behaviour_of = prepared.behaviour_of[prepared.observed]
+    found = confidence(change, behaviour_of, drifts, beta=prepared.job.training.beta)
+    return {
+        "drifts": [drift._asdict() for drift in drifts],
+        "confidence": {name: {"word": word, "score": score} for name, (word, score) in found.items()},
+    }
+
+
+def _doubts(found: dict[str, dict[str, Any]]) -> list[str]:
+    low = [name for name, own in found.items() if own["word"] == "low"]
+    if not low:
+        return []
+    names = ", ".join(low[:5]) + (", …" if len(low) > 5 else "")
+    return [
+        f"Confidence is low for {len(low)} of {len(found)} behaviours ({names}): their margins leave the range in "
+        "which first order is good. Features taken more often (--relinearise_tolerance 0.2) or a pilot "
+        "(--pilot_fraction 0.1) follow them."
+    ]
 
 
 def output_layer_problem(prepared: Prepared, objective: Objective, progress: Progress) -> ForecastProblem:
