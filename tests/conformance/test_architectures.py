@@ -8,7 +8,7 @@ import torch
 import transformers as tf
 
 from foretune.features.probes import probe
-from foretune.models import attention, batches
+from foretune.models import attention, batches, product_attention
 from foretune.models.batches import states_of, supports_packing, targets_of
 from foretune.models.encoding import EncodedPair
 from foretune.models.forward_pass import ForwardPass
@@ -102,7 +102,7 @@ def with_beginnings(pairs: list[EncodedPair]) -> list[EncodedPair]:
 @pytest.mark.parametrize("long_beginning", [0, 8])
 @torch.no_grad()
 def test_states_equal_those_of_separate_sequences_to_1e_5(name, long_beginning, monkeypatch):
-    monkeypatch.setattr(attention, "LONG_BEGINNING", long_beginning)
+    monkeypatch.setattr(product_attention, "LONG_BEGINNING", long_beginning)
     model, pairs = make_model(name), with_beginnings(make_pairs())
     expected = ForwardPass(model, packed=False).states(pairs)
     assert supports_packing(model)
@@ -126,10 +126,10 @@ def test_tokens_in_line_and_in_rows_give_the_same(name, monkeypatch):
 def test_both_ways_of_attending_agree(name, monkeypatch):
     model, pairs = make_model(name), with_beginnings(make_pairs())
     found = []
-    monkeypatch.setitem(attention.SCORES_AT_ONCE, "cpu", 500)
+    monkeypatch.setitem(product_attention.SCORES_AT_ONCE, "cpu", 500)
     for faster, queries in ((False, 128), (True, 128), (True, 7)):  # the fused kernel, products
-        monkeypatch.setattr(attention, "_products_are_faster", lambda *_, faster=faster: faster)
-        monkeypatch.setattr(attention, "QUERIES_AT_ONCE", queries)
+        monkeypatch.setattr(attention, "suits_products", lambda *_, faster=faster: faster)
+        monkeypatch.setattr(product_attention, "QUERIES_AT_ONCE", queries)
         found.append(ForwardPass(model, overhead=0).states(pairs))
     for products in found[1:]:
         torch.testing.assert_close(products, found[0], atol=1e-5, rtol=1e-5)
@@ -155,8 +155,8 @@ def test_the_usual_attention_is_back_after_a_pass():
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mistral", "gpt2", "mixtral"])
 @pytest.mark.parametrize("queries", [7, 128])
 def test_gradients_flow_through_shared_prompts(name, queries, monkeypatch):
-    monkeypatch.setattr(attention, "QUERIES_AT_ONCE", queries)
-    monkeypatch.setitem(attention.SCORES_AT_ONCE, "cpu", 500)
+    monkeypatch.setattr(product_attention, "QUERIES_AT_ONCE", queries)
+    monkeypatch.setitem(product_attention.SCORES_AT_ONCE, "cpu", 500)
     model, pairs = make_model(name), make_pairs()
     gradients = []
     for packed, attention_of in ((False, nullcontext), (True, nullcontext), (True, attention.tree_attention_of)):

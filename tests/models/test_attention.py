@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from foretune.models import attention
+from foretune.models import product_attention
 from foretune.models.attention import tree_attention
 
 
@@ -12,8 +12,8 @@ from foretune.models.attention import tree_attention
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("queries", [4, 128])
 def test_products_equal_the_fused_kernel_in_float64(dtype, tolerance, autocast, queries, monkeypatch):
-    monkeypatch.setattr(attention, "QUERIES_AT_ONCE", queries)
-    monkeypatch.setitem(attention.SCORES_AT_ONCE, "cpu", 200)
+    monkeypatch.setattr(product_attention, "QUERIES_AT_ONCE", queries)
+    monkeypatch.setitem(product_attention.SCORES_AT_ONCE, "cpu", 200)
     torch.manual_seed(0)
     given = [torch.randn(3, heads, 19, 8, dtype=torch.float64).to(dtype) for heads in (4, 2, 2)]
     mask = torch.ones(19, 19, dtype=torch.bool).tril().repeat(3, 1, 1, 1)

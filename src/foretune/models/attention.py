@@ -13,42 +13,38 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward as capped_attention
 
-from foretune.models.dtype import float32_products_of
 from foretune.models.head import causal_model
+from foretune.models.product_attention import added, product_attention, suits_products
 
 NAME = "foretune_tree"
-# A beginning this many times as long as the rows' own tokens is multiplied once for all rows, not copied to each.
-LONG_BEGINNING = 8
-# Scores that exist at any one time: they stay in a CPU's cache; on other devices memory is the limit.
-SCORES_AT_ONCE = {"cpu": 2**19}
-SCORES_AT_ONCE_OF_OTHERS = 2**28
-# Queries of a row at one time on a CPU: they need no scores with the keys that come after them.
-QUERIES_AT_ONCE = 128
 
 
 class Layout(NamedTuple):
-    """Where tokens that come in one line belong in a grid of padded rows.
+    """Where tokens that come in one line, row by row, belong in a grid of padded rows.
 
     Attributes:
-        rows: of the grid.
-        length: of a row.
-        place: each token's place in the flattened grid, shape (tokens,), no two alike.
+        lengths: tokens of each row.
+        place: each token's place in the flattened grid, shape (tokens,).
     """
 
-    rows: int
-    length: int
+    lengths: list[int]
     place: Tensor
+
+    @property
+    def length(self) -> int:
+        """Of the grid."""
+        return max(self.lengths)
 
     def spread(self, values: Tensor) -> Tensor:
         """(1, heads, tokens, dim) → (rows, heads, length, dim), zero at padding."""
         line = values[0].transpose(0, 1)
-        return _Spread.apply(line, self.place, self.rows * self.length).unflatten(0, self[:2]).transpose(1, 2)  # pyright: ignore
+        grid = _Spread.apply(line, self.place, len(self.lengths) * self.length)
+        return grid.unflatten(0, (-1, self.length)).transpose(1, 2)  # pyright: ignore
 
     def gather(self, values: Tensor) -> Tensor:
         """(rows, length, …) → (1, tokens, …)."""
@@ -154,8 +150,6 @@ def tree_attention(
         raise NotImplementedError("attention sinks and position biases are not implemented")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     layout: Layout | None = getattr(attention_mask, "grid", None)
-    if layout is not None:
-        query, key, value = layout.spread(query), layout.spread(key), layout.spread(value)
     first = None
     if (active := _BEGINNING.get()) is not None:
         beginning, recording = active
@@ -163,183 +157,33 @@ def tree_attention(
             beginning.layers.append((key, value))
         else:
             first = beginning.next_layer()
-    if first is not None and (dropout or first[0].shape[2] <= LONG_BEGINNING * query.shape[2]):
-        copies = [common.expand(len(query), -1, -1, -1) for common in first]
-        key, value, first = torch.cat([copies[0], key], 2), torch.cat([copies[1], value], 2), None
-    if dropout and softcap is not None:
-        mask = None if attention_mask is None else _added(attention_mask, query.dtype)
-        output, _ = capped_attention(module, query, key, value, mask, dropout, scaling, softcap)
-    elif dropout or (first is None and softcap is None and not _products_are_faster(query, attention_mask)):
-        output, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+    length = query.shape[2] if layout is None else layout.length
+    capped = softcap is not None and attention_mask is not None
+    if not dropout and (capped or suits_products(query, attention_mask, length, first)):
+        output = product_attention(
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=scaling,
+            softcap=softcap,
+            lengths=None if layout is None else layout.lengths,
+            first=first,
+            causal=hasattr(attention_mask, "grid"),
         )
-    else:
-        causal = hasattr(attention_mask, "grid")
-        output = _Products.apply(query, key, value, attention_mask, first, scaling, softcap, causal)
-    return output if layout is None else layout.gather(output), None  # pyright: ignore
-
-
-def _products_are_faster(query: Tensor, mask: Tensor | None) -> bool:
-    return query.device.type == "cpu" and mask is not None
-
-
-class _Piece(NamedTuple):
-    """Rows and queries whose scores exist at one time, and how many of the rows' keys they may see."""
-
-    rows: slice
-    queries: slice
-    keys: int
-
-
-def _pieces(query: Tensor, key: Tensor, length: int, *, causal: bool) -> Iterator[_Piece]:
-    """Divide attention; `length`: of a common beginning."""
-    rows, heads, tokens, _ = query.shape
-    scores = SCORES_AT_ONCE.get(query.device.type, SCORES_AT_ONCE_OF_OTHERS)
-    queries = QUERIES_AT_ONCE if causal and tokens >= 2 * QUERIES_AT_ONCE and query.device.type == "cpu" else tokens
-    step = max(1, scores // (heads * queries * (length + key.shape[2])))
-    for start in range(0, rows, step):
-        for first in range(0, tokens, queries):
-            last = min(first + queries, tokens)
-            keys = key.shape[2] - tokens + last if causal else key.shape[2]
-            yield _Piece(slice(start, start + step), slice(first, last), keys)
-
-
-class _Products(torch.autograd.Function):
-    """softmax(cap(scaling · q kᵀ) + mask) v by matrix products with float32 scores, which no one keeps.
-
-    `first`: keys and values that all rows see, not copied, without gradients.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        first: tuple[Tensor, Tensor] | None,
-        scaling: float,
-        softcap: float | None,
-        causal: bool,
-    ) -> Tensor:
-        ctx.save_for_backward(query, key, value, mask)
-        ctx.options = scaling, softcap, causal
-        ctx.first = first
-        length = 0 if first is None else first[0].shape[2]
-        rows, heads, tokens, _ = query.shape
-        output = query.new_empty(rows, tokens, heads, value.shape[3])
-        with _exact(query):
-            keys, values = _wide(key), _wide(value)
-            for piece in _pieces(query, key, length, causal=causal):
-                asked = _wide(query[piece.rows, :, piece.queries])
-                weights, _ = _weights(asked, keys, mask, first, scaling, softcap, piece)
-                seen = _weighted(weights[..., length:], values[piece.rows, :, : piece.keys])
-                if first is not None:
-                    seen = seen + _weighted_of_one(weights[..., :length], first[1])
-                output[piece.rows, piece.queries] = seen.transpose(1, 2)
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple:
-        query, key, value, mask = ctx.saved_tensors
-        scaling, softcap, causal = ctx.options
-        assert ctx.first is None, "a common beginning takes no gradients"
-        with _exact(query):
-            keys, values = _wide(key), _wide(value)
-            of_query, of_key, of_value = query.new_empty(query.shape), torch.zeros_like(keys), torch.zeros_like(values)
-            for piece in _pieces(query, key, 0, causal=causal):
-                seen = piece.rows, slice(None), slice(piece.keys)
-                asked = _wide(query[piece.rows, :, piece.queries])
-                weights, slope = _weights(asked, keys, mask, None, scaling, softcap, piece)
-                pulled = _wide(gradients[0][piece.rows, piece.queries].transpose(1, 2))
-                of_weights = _scores(pulled, values[seen], 1.0)
-                of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-                if slope is not None:
-                    of_scores *= slope
-                of_query[piece.rows, :, piece.queries] = _weighted(of_scores, keys[seen]).mul_(scaling)
-                _add_products(of_key[seen], of_scores, asked, scaling)
-                _add_products(of_value[seen], weights, pulled, 1.0)
-        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None, None, None, None
-
-
-def _weights(
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None,
-    first: tuple[Tensor, Tensor] | None,
-    scaling: float,
-    softcap: float | None,
-    piece: _Piece,
-) -> tuple[Tensor, Tensor | None]:
-    """Attention weights of a piece, and the slope of the soft-capping if there is one."""
-    scores = _scores(query, key[piece.rows, :, : piece.keys], scaling)
+        return output, None
+    if layout is not None:
+        query, key, value = layout.spread(query), layout.spread(key), layout.spread(value)
     if first is not None:
-        scores = torch.cat([_scores_of_one(query, first[0], scaling), scores], -1)
-    slope = None
-    if softcap is not None:
-        capped = torch.tanh(scores / softcap)
-        scores, slope = softcap * capped, 1 - capped.square()
-    if mask is not None:
-        scores += _added(mask[piece.rows, :, piece.queries, : scores.shape[-1]], scores.dtype)
-    return torch.softmax(scores, -1), slope
-
-
-def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as what is added to scores: to add it to all heads is several times as fast as to fill it in."""
-    if mask.dtype != torch.bool:
-        return mask
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-
-
-@contextmanager
-def _exact(query: Tensor) -> Iterator[None]:
-    """Products of half-precision numbers are added in float32, whatever autocast would have."""
-    with torch.autocast(query.device.type, enabled=False), float32_products_of(query.dtype):
-        yield
-
-
-def _scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """Scaled products of queries and keys; heads that share a key head are one matrix."""
-    rows, heads, tokens, dim = query.shape
-    groups = query.reshape(rows * key.shape[1], -1, dim)
-    keys = _wide(key).reshape(rows * key.shape[1], -1, dim)
-    unused = groups.new_empty(1, 1, 1)
-    return torch.baddbmm(unused, groups, keys.transpose(1, 2), beta=0, alpha=scaling).view(rows, heads, tokens, -1)
-
-
-def _weighted(weights: Tensor, value: Tensor) -> Tensor:
-    rows, heads, tokens, keys = weights.shape
-    groups = weights.reshape(rows * value.shape[1], -1, keys)
-    return torch.bmm(groups, _wide(value).reshape(rows * value.shape[1], keys, -1)).view(rows, heads, tokens, -1)
-
-
-def _add_products(total: Tensor, weights: Tensor, query: Tensor, scaling: float) -> None:
-    """Add to `total`, of keys or values, what queries pull at each of them."""
-    rows, heads, tokens, keys = weights.shape
-    groups = weights.reshape(rows * total.shape[1], -1, keys).transpose(1, 2)
-    asked = query.reshape(rows * total.shape[1], -1, query.shape[3])
-    total.flatten(0, 1).baddbmm_(groups, asked, alpha=scaling)
-
-
-def _scores_of_one(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """The same where all rows see one row's keys, shape (1, heads, keys, head_dim): all rows are one matrix."""
-    return _scores(_rows_as_tokens(query), key, scaling).unflatten(2, (len(query), -1))[0].transpose(0, 1)
-
-
-def _weighted_of_one(weights: Tensor, value: Tensor) -> Tensor:
-    return _weighted(_rows_as_tokens(weights), value).unflatten(2, (len(weights), -1))[0].transpose(0, 1)
-
-
-def _rows_as_tokens(rows: Tensor) -> Tensor:
-    """(rows, heads, tokens, n) → (1, heads, rows · tokens, n)."""
-    return rows.transpose(0, 1).flatten(1, 2)[None]
-
-
-def _wide(values: Tensor) -> Tensor:
-    """Contiguous, and in float32 at least: both in one copy."""
-    wide = torch.float32 if values.dtype in (torch.bfloat16, torch.float16) else values.dtype
-    return values.to(wide, memory_format=torch.contiguous_format).contiguous()
+        copies = [common.expand(len(query), -1, -1, -1) for common in first]
+        key, value = torch.cat([copies[0], key], 2), torch.cat([copies[1], value], 2)
+    if softcap is None:
+        usual, options = sdpa_attention_forward, kwargs
+    else:  # with dropout, or without a mask
+        usual, options = capped_attention, {"softcap": softcap}
+        attention_mask = None if attention_mask is None else added(attention_mask, query.dtype)
+    output, _ = usual(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options)
+    return output if layout is None else layout.gather(output), None
 
 
 AttentionInterface.register(NAME, tree_attention)

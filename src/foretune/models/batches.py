@@ -140,7 +140,7 @@ def _packed_states(model: torch.nn.Module, pairs: Sequence[EncodedPair], shared:
     masks = _masks(model, visible, positions, shared)
     layout, of_trees = None, causal_model(model).config.get_text_config()._attn_implementation == NAME
     if of_trees and real.float().mean() < 1 - LITTLE_PADDING:
-        layout = Layout(*real.shape, real.flatten().nonzero()[:, 0].to(device))
+        layout = Layout(real.sum(1).tolist(), real.flatten().nonzero()[:, 0].to(device))
         ids, positions, scored = ids[real][None], positions[real][None], scored[real][None]
     if not of_trees:
         dtype = next(model.parameters()).dtype
