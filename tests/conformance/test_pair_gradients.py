@@ -71,6 +71,34 @@ def test_all_parameters(name):
     assert_agrees(model, names, packings={supports_packing(model)})
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_sampled_coordinates_are_those_of_whole_gradients(name):
+    model, pairs = exact_model(name), make_pairs()
+    names = [own for own in trainable_names(model) if not (name == "mixtral" and ".mlp." in own)]
+    expected = pair_gradients(model, pairs, names)
+    sampled = {
+        own: torch.randperm(expected[own].shape[1], generator=torch.Generator().manual_seed(3))[:40].sort().values
+        for own in names[:-2]
+    }
+    found = batch_gradients(model, pairs, names, sampled=sampled, dtype=torch.float64).gradient
+    for own in names:
+        chosen = expected[own][:, sampled[own]] if own in sampled else expected[own]
+        assert (found[own] - chosen).norm() <= TOLERANCE * expected[own].norm(), own
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_the_padding_token_of_embeddings_is_not_trained(name, sampled):
+    model, pairs = exact_model(name), make_pairs()
+    layer = model.get_input_embeddings()
+    layer.padding_idx = pairs[0].prompt_ids[0]
+    owned = next(own for own, parameter in model.named_parameters() if parameter is layer.weight)
+    every = {owned: torch.arange(layer.weight.numel())} if sampled else {}
+    found = batch_gradients(model, pairs, [owned], sampled=every, dtype=torch.float64).gradient[owned]
+    expected = pair_gradients(model, pairs, [owned])[owned]
+    assert (found - expected).norm() <= TOLERANCE * expected.norm()
+
+
 def test_dora():
     model = with_lora(exact_model("qwen2"), use_dora=True)
     names = trainable_names(model)

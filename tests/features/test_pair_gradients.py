@@ -11,8 +11,8 @@ from tests.reference.pair_gradients import pair_gradients
 from foretune.features import pair_gradients as module
 from foretune.features.pair_gradients import (
     batch_gradients,
-    measure_pair_gradients,
-    read_pair_gradients,
+    measure_gradients,
+    read_gradients,
     trainable_names,
 )
 from foretune.features.store import ShardStore
@@ -85,29 +85,23 @@ def test_model_is_left_as_it_was(model):
     model.eval()
 
 
-def test_a_pass_resumes_and_is_read_back_in_order(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pass_resumes_and_is_read_back_in_order(model, tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(module, "PAIRS_PER_SHARD", 2)
     names = trainable_names(model)
+    sampled = {names[1]: torch.tensor([0, 3, 17])}
     store = ShardStore(tmp_path, "key")
     done = []
-    measure_pair_gradients(model, PAIRS, names, store, budget=30, progress=done.append)
-    assert len(done) > 1 and done[-1] == len(PAIRS)
+    measure_gradients(model, PAIRS, names, store, sampled=sampled, dtype=dtype, progress=done.append)
+    assert done[-1] == len(PAIRS)
     store.path(1).unlink()
     calls = []
-    monkeypatch.setattr(module, "batch_gradients", lambda *a, **k: calls.append(1) or batch_gradients(*a, **k))
-    measure_pair_gradients(model, PAIRS, names, store, budget=30)
-    assert len(calls) == 1
+    monkeypatch.setattr(module, "batch_gradients", lambda *a, **k: calls.append(len(a[1])) or batch_gradients(*a, **k))
+    measure_gradients(model, PAIRS, names, store, sampled=sampled, dtype=dtype)
+    assert sum(calls) == 2
     whole = batch_gradients(model, PAIRS, names)
-    found = read_pair_gradients(store, PAIRS, names[1:3], budget=30)
-    assert list(found.gradient) == names[1:3]
-    for name in names[1:3]:
-        torch.testing.assert_close(found.gradient[name], whole.gradient[name], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.margin, whole.margin.double(), atol=1e-5, rtol=1e-5)
-
-
-def test_stored_in_half_the_space(model, tmp_path):
-    store = ShardStore(tmp_path, "key")
-    names = trainable_names(model)
-    measure_pair_gradients(model, PAIRS, names, store, dtype=torch.bfloat16)
-    found = flat(read_pair_gradients(store, PAIRS, names).gradient)
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), flat(batch_gradients(model, PAIRS, names).gradient), atol=1e-4, rtol=1e-2)
+    found = read_gradients(store, len(PAIRS))
+    expected = flat(whole.gradient | {names[1]: whole.gradient[names[1]][:, sampled[names[1]]]})
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(found.gradient.tensor().float(), expected, atol=1e-4, rtol=tolerance)
+    torch.testing.assert_close(torch.from_numpy(found.margin), whole.margin.double(), atol=1e-5, rtol=1e-5)

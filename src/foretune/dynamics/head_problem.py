@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foretune.features.coordinates import Coordinates
 from foretune.models.batches import Targets, num_states, targets_of
 from foretune.models.encoding import EncodedPair
 from foretune.models.head import Head
@@ -49,6 +50,11 @@ class HeadProblem(NamedTuple):
     row_of: Tensor | None
     rest: Tensor | None
     reference: Tensor
+
+    @property
+    def sampled(self) -> Mapping[str, Coordinates]:
+        """Rows that are left out are taken to stay."""
+        return {}
 
     def start(self) -> dict[str, Tensor]:
         """The trained rows of W, shape (rows, hidden)."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import dropout
 
+from foretune.features.coordinates import Coordinates
 from foretune.features.token_factors import AdaptedLayer
 from foretune.statistics.moments import RowSource
 
@@ -60,6 +61,11 @@ class WeightSpace(NamedTuple):
     stacks: Sequence[LayerStack]
     place: NDArray[np.int64]
 
+    @property
+    def sampled(self) -> Mapping[str, Coordinates]:
+        """Parameters are whole."""
+        return {}
+
     def start(self) -> dict[str, Tensor]:
         """The anchor."""
         return self.anchor
@@ -90,17 +96,17 @@ class Tangent(NamedTuple):
     """Margins linear in the trainable parameters.
 
     Attributes:
-        anchor: parameters at which the gradients were taken: whole ones, or some coordinates of each, shape (c,).
+        anchor: parameters at which the gradients were taken: whole ones, or sampled coordinates of one, shape (c,).
         margin: at the anchor, against the reference, shape (m,).
         gradient: φ, the coordinates of all parameters in their order, shape (m, Σ c), in memory or on the disk.
-        share: of each parameter's coordinates, how many are there; the others are taken to do alike.
+        sampled: of those parameters of which some coordinates are there, which they are and what each stands for.
         place: the measured pair that each pair is, or that stands for it, shape (n,).
     """
 
     anchor: dict[str, Tensor]
     margin: Tensor
     gradient: RowSource
-    share: dict[str, float]
+    sampled: Mapping[str, Coordinates]
     place: NDArray[np.int64]
 
     def start(self) -> dict[str, Tensor]:
@@ -111,12 +117,18 @@ class Tangent(NamedTuple):
         """Margins of some pairs, shape (len(pairs),); dropout is not simulated in this form."""
         measured = self.place[pairs.numpy()]
         change = torch.cat([(parameters[name] - start).flatten() for name, start in self.anchor.items()])
-        weights = torch.cat(
-            [start.new_full((start.numel(),), 1 / self.share[name]) for name, start in self.anchor.items()]
-        )
         gradient = _rows(self.gradient, measured).to(change)
         there = self.margin[torch.from_numpy(measured).to(self.margin.device)]
-        return there + _Weighted.apply(change, gradient, weights)  # pyright: ignore
+        return there + _Weighted.apply(change, gradient, self.weights())  # pyright: ignore
+
+    def weights(self) -> Tensor:
+        """How many coordinates each one stands for, in their order, shape (Σ c,)."""
+        return torch.cat(
+            [
+                self.sampled[name].weight if name in self.sampled else torch.ones_like(start).flatten()
+                for name, start in self.anchor.items()
+            ]
+        )
 
 
 class _Weighted(torch.autograd.Function):

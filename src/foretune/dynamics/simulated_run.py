@@ -7,9 +7,9 @@ schedule, warm-up, clipping, accumulation, epochs, seed and batch order are the 
 
 import copy
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,13 +18,44 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from foretune.dynamics.curves import observation_steps
+from foretune.errors import UserError
+from foretune.features.coordinates import Coordinates
 from foretune.objectives import Objective
 
 PAIRS_AT_ONCE = 128
 
 
+# Optimisers that move a coordinate by its own gradient alone, some but for rounding in blocks.
+COORDINATEWISE = {
+    *("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adamw_anyprecision"),
+    *("adamw_torch_4bit", "adamw_torch_8bit", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
+    *("ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"),
+    *("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"),
+    *("rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "sgd", "adagrad"),
+}
+
+
+def check_coordinatewise(arguments: TrainingArguments) -> None:
+    """Refuse an optimiser that a sample of the coordinates cannot simulate.
+
+    Raises:
+        UserError: it scales or mixes coordinates together.
+    """
+    name = str(getattr(arguments.optim, "value", arguments.optim))
+    if name not in COORDINATEWISE:
+        raise UserError(
+            f"optim {name} does not treat each coordinate by itself, and this forecast knows a sample of them: use "
+            "--optim adamw_torch, or --twin output_layer."
+        )
+
+
 class MarginModel(Protocol):
     """Margins of pairs, against the reference, as a function of the trainable parameters."""
+
+    @property
+    def sampled(self) -> Mapping[str, Coordinates]:
+        """Of those parameters that are there in part: which of the real one's coordinates, and what each stands for."""
+        ...
 
     def start(self) -> dict[str, Tensor]:
         """The parameters before the first step, in the real model's order and by its names."""
@@ -77,6 +108,7 @@ def simulate_run(
     factors: NDArray[np.float64] | None = None,
     checkpoint: Path | None = None,
     renewal: Renewal | None = None,
+    decayed: Collection[str] | None = None,
 ) -> SimulatedRun:
     """Train with `arguments` on the margins of `problem` and record them.
 
@@ -92,7 +124,13 @@ def simulate_run(
         checkpoint: where the real run was stopped that this one goes on from: its optimiser, schedule, place in the
             data and generators are taken over; `problem` starts at its parameters.
         renewal: asked after every step for another model of the margins, before margins are recorded.
+        decayed: names of the parameters that weight decay acts on; None: those whose names say so.
+
+    Raises:
+        UserError: an optimiser that mixes coordinates, where not all of them are there.
     """
+    if problem.sampled:
+        check_coordinatewise(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         model = _Parameters(problem.start())
         recorder = _Recorder(problem, model, torch.as_tensor(np.asarray(observed)), observations, renewal)
@@ -103,7 +141,7 @@ def simulate_run(
             data_collator=lambda rows: {"row": torch.tensor(rows)},
             callbacks=[recorder],
         )
-        trainer.recorder, trainer.objective = recorder, objective
+        trainer.recorder, trainer.objective, trainer.decayed = recorder, objective, decayed
         trainer.pairs = torch.as_tensor(np.asarray(train_pairs))
         trainer.weights = torch.as_tensor(weights, dtype=torch.float32)
         trainer.factors = torch.as_tensor(np.ones(len(train_pairs)) if factors is None else factors).float()
@@ -139,6 +177,7 @@ class _Trainer(Trainer):
     pairs: Tensor
     weights: Tensor
     factors: Tensor
+    decayed: Collection[str] | None
     loss_is_scaled_for_ga = False  # as in DPOTrainer: the loss is a mean over the micro-batch
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: ARG002
@@ -150,6 +189,48 @@ class _Trainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """The parameters are those of the checkpoint already."""
+
+    def get_decay_parameter_names(self, model):
+        """A layer's type decides too, which the simulated parameters do not have."""
+        return super().get_decay_parameter_names(model) if self.decayed is None else list(self.decayed)
+
+    def create_optimizer(self, model=None):
+        """The real one, which takes from a checkpoint the state of the coordinates that are there."""
+        optimizer = super().create_optimizer(model)
+        optimizer.register_load_state_dict_pre_hook(self._state_of_sample)
+        return optimizer
+
+    def _state_of_sample(self, optimizer, state_dict):
+        sampled = self.recorder.problem.sampled
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+        state = {
+            index: {key: _coordinates_of(value, sampled.get(order[index])) for key, value in own.items()}
+            for index, own in state_dict["state"].items()
+        }
+        return state_dict | {"state": state}
+
+    def _clip_grad_norm(self, model):
+        """The norm of the whole gradient, estimated where coordinates are sampled."""
+        sampled = self.recorder.problem.sampled
+        if not sampled:
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        squares = [
+            (sampled[name].weight if name in sampled else 1.0) * parameter.grad.square()
+            for name, parameter in self.model.named_parameters()
+        ]
+        norm = torch.stack([square.sum() for square in squares]).sum().sqrt()
+        for parameter in self.model.parameters():
+            parameter.grad.mul_((self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+
+def _coordinates_of(value: Any, coordinates: Coordinates | None) -> Any:
+    """The sampled part of what an optimiser keeps for each coordinate; what it keeps for a parameter, as it is."""
+    if coordinates is None or not isinstance(value, Tensor) or value.numel() <= 1:
+        return value
+    return value.flatten()[coordinates.index.to(value.device)]
 
 
 class _Recorder(TrainerCallback):

@@ -4,6 +4,7 @@ The gradient of a margin with respect to the logits of a state is G = Σ ±(e_y 
 the slope of the head's scaling and soft-capping; with respect to the state it is G W, to the unembedding Σ Gᵀ h.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,9 @@ from foretune.models.batches import Targets
 from foretune.models.head import Head
 from foretune.scores.log_probs import states_at_once
 
+# (pair of each state (s,), states (s, hidden), G (s, vocabulary)), a chunk at a time
+HeadReceiver = Callable[[Tensor, Tensor, Tensor], None]
+
 
 class HeadGradient(NamedTuple):
     """Margins of n pairs and their gradients as far as the output layer.
@@ -20,19 +24,15 @@ class HeadGradient(NamedTuple):
     Attributes:
         margin: shape (n,), at least float32.
         states: gradient of the margins' sum with respect to the states, of their shape and dtype.
-        weight: ∇_W margin, shape (n, vocabulary, hidden), or None.
-        bias: ∇_b margin, shape (n, vocabulary), or None.
     """
 
     margin: Tensor
     states: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
 
 
 @torch.no_grad()
 def differentiate_head(
-    head: Head, states: Tensor, targets: Targets, owner: Tensor, *, weights: bool = False
+    head: Head, states: Tensor, targets: Targets, owner: Tensor, receive: HeadReceiver | None = None
 ) -> HeadGradient:
     """Differentiate margins through the output layer.
 
@@ -41,7 +41,7 @@ def differentiate_head(
         states: shape (states, hidden), as of `states_of`.
         targets: as of `targets_of`, on the device of `states`.
         owner: the pair of each state, shape (states,), ascending.
-        weights: also give the gradients of the head's own weight and bias.
+        receive: given what the gradients of the head's own weight and bias are made of.
     """
     exact = torch.promote_types(states.dtype, torch.float32)
     num_pairs = int(owner[-1]) + 1
@@ -49,13 +49,11 @@ def differentiate_head(
     token_logits = head.token_logits(states[targets.state], targets.token).to(exact)
     count = sign.new_zeros(len(states)).index_add(0, targets.state, sign)
     # where both responses start from one state, p cancels, and its logits are not needed
-    needed = torch.ones_like(count, dtype=torch.bool) if weights else count != 0
+    needed = torch.ones_like(count, dtype=torch.bool) if receive else count != 0
     normaliser = torch.zeros_like(count)
     pulled = _sparse_gradient(head, states, targets, (sign * head.slope(token_logits)) * ~needed[targets.state])
     place = needed.cumsum(0) - 1
     target_place = torch.where(needed[targets.state], place[targets.state], -1)
-    weight = sign.new_zeros(num_pairs, *head.weight.shape) if weights else None
-    bias = sign.new_zeros(num_pairs, len(head.weight)) if weights and head.bias is not None else None
     step = states_at_once(head)
     for block, chunk in enumerate(needed.nonzero()[:, 0].split(step)):
         logits = head.logits(states[chunk]).to(exact)
@@ -70,15 +68,11 @@ def differentiate_head(
         if head.scale != 1.0 or head.softcap is not None:
             residual *= head.slope(logits)
         pulled[chunk] = torch.nn.functional.linear(residual.to(head.weight.dtype), head.weight.T)
-        if weight is not None:
-            for pair in owner[chunk].unique():
-                own = owner[chunk] == pair
-                weight[pair] += residual[own].T @ states[chunk][own].to(exact)
-        if bias is not None:
-            bias.index_add_(0, owner[chunk], residual)
+        if receive is not None:
+            receive(owner[chunk], states[chunk], residual)
     scores = sign * (token_logits - normaliser[targets.state])
     margin = sign.new_zeros(num_pairs).index_add(0, targets.pair, scores)
-    return HeadGradient(margin, pulled, weight, bias)
+    return HeadGradient(margin, pulled)
 
 
 def _sparse_gradient(head: Head, states: Tensor, targets: Targets, residual: Tensor) -> Tensor:

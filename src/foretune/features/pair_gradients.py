@@ -7,22 +7,29 @@ parameters are frozen meanwhile, the graph starts at the first chosen layer, and
 closed form, so that logits are computed once, a chunk at a time.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from foretune.features.blocks import block_bounds, measure_blocks
 from foretune.features.caught import PairTokens
-from foretune.features.head_gradient import HeadGradient, differentiate_head
+from foretune.features.head_gradient import HeadGradient, HeadReceiver, differentiate_head
 from foretune.features.layer_gradients import LayerGradients
-from foretune.features.store import ShardStore
+from foretune.features.store import ShardColumn, ShardStore
 from foretune.models.attention import tree_attention_of
 from foretune.models.batches import Targets, num_states, states_of, supports_packing, targets_of, token_batches
 from foretune.models.encoding import EncodedPair
+from foretune.models.evaluating import evaluating
 from foretune.models.head import head_of
 from foretune.models.kernels import FrozenKernels
+
+PAIRS_PER_SHARD = 64
 
 
 class PairGradients(NamedTuple):
@@ -30,7 +37,7 @@ class PairGradients(NamedTuple):
 
     Attributes:
         margin: log π(chosen) − log π(rejected) in nats, shape (n,).
-        gradient: by parameter name, shape (n, coordinates): the parameter's coordinates in row-major order.
+        gradient: by parameter name, shape (n, coordinates): all coordinates in row-major order, or the sampled ones.
     """
 
     margin: Tensor
@@ -47,6 +54,7 @@ def batch_gradients(
     pairs: Sequence[EncodedPair],
     names: Collection[str],
     *,
+    sampled: Mapping[str, Tensor] = MappingProxyType({}),
     packed: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> PairGradients:
@@ -55,8 +63,9 @@ def batch_gradients(
     Args:
         model: a causal language model, plain or with PEFT adapters; it is left as it was.
         pairs: the batch; it is padded to its longest member.
-        names: parameters, as `model.named_parameters()` calls them. A pair's gradient is kept whole, so they should be
-            LoRA matrices, norms, or the weights of a few layers, not of a whole large model.
+        names: parameters, as `model.named_parameters()` calls them.
+        sampled: by name, which coordinates of a parameter are wanted, row-major indices, ascending, shape (c,); the
+            gradient of a parameter that is missing here is kept whole.
         packed: compute each prompt once (see `foretune.models.batches`).
         dtype: of the gradients.
 
@@ -66,19 +75,18 @@ def batch_gradients(
     Raises:
         UserError: a parameter whose gradient cannot be told apart by pair.
     """
-    layers = LayerGradients(model, names, PairTokens(pairs), dtype=dtype)
-    head = head_of(model, live=True)
-    weight, bias = layers.name_of(head.weight), layers.name_of(head.bias)
+    layers = LayerGradients(model, names, PairTokens(pairs), sampled=sampled, dtype=dtype)
     with layers.watching():
-        own = differentiate_margins(model, pairs, packed=packed, weights=bool(weight or bias))
-    for name, gradient in ((weight, own.weight), (bias, own.bias)):
-        if name is not None and gradient is not None:
-            layers.add(name, gradient)
+        own = differentiate_margins(model, pairs, packed=packed, receive=layers.receiver_of(head_of(model, live=True)))
     return PairGradients(own.margin, layers.finished())
 
 
 def differentiate_margins(
-    model: torch.nn.Module, pairs: Sequence[EncodedPair], *, packed: bool = True, weights: bool = False
+    model: torch.nn.Module,
+    pairs: Sequence[EncodedPair],
+    *,
+    packed: bool = True,
+    receive: HeadReceiver | None = None,
 ) -> HeadGradient:
     """One forward and one backward pass of the batch's summed margin, for layers that are being watched.
 
@@ -86,76 +94,87 @@ def differentiate_margins(
         model: as of `batch_gradients`; evaluated without dropout, with all parameters frozen meanwhile.
         pairs: the batch.
         packed: compute each prompt once.
-        weights: whether the output layer's own gradients are wanted.
+        receive: as of `differentiate_head`.
     """
     in_trees = tree_attention_of(model) if packed and supports_packing(model) else nullcontext()
     with _frozen(model), in_trees, FrozenKernels():
         states = states_of(model, pairs, packed=packed)
         targets = Targets(*(part.to(states.device) for part in targets_of(pairs)))
         owner = torch.repeat_interleave(torch.tensor([num_states(pair) for pair in pairs])).to(states.device)
-        own = differentiate_head(head_of(model, live=True), states.detach(), targets, owner, weights=weights)
+        own = differentiate_head(head_of(model, live=True), states.detach(), targets, owner, receive)
         if states.requires_grad:
             states.backward(own.states)
     return own
 
 
-def measure_pair_gradients(
+class MeasuredGradients(NamedTuple):
+    """A finished pass over m pairs.
+
+    Attributes:
+        margin: log π(chosen) − log π(rejected), float64, shape (m,).
+        gradient: φ, the coordinates of all parameters in the order of their names, shape (m, Σ c), on the disk.
+    """
+
+    margin: NDArray[np.float64]
+    gradient: ShardColumn
+
+
+def measure_gradients(
     model: torch.nn.Module,
     pairs: Sequence[EncodedPair],
     names: Collection[str],
     store: ShardStore,
     *,
+    sampled: Mapping[str, Tensor],
     packed: bool = True,
-    budget: int = 2048,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = torch.bfloat16,
     progress: Callable[[int], None] = lambda pairs_done: None,
 ) -> None:
-    """Write the gradients of all pairs, a batch a shard; shards already there under the same key are kept.
+    """Write the gradients of all pairs at the model's present parameters; `read_gradients` reads them.
 
     Args:
         model: as of `batch_gradients`.
         pairs: all pairs.
         names: parameters, as of `batch_gradients`.
-        store: where shards go; its key stands for the weights, the pairs, the parameters, `budget` and `dtype`.
+        store: where shards go; its key stands for the parameters, the pairs, the coordinates and `dtype`.
+        sampled: as of `batch_gradients`.
         packed: compute each prompt once.
-        budget: tokens of a batch, with its padding.
         dtype: of the stored gradients; margins are stored in float64.
-        progress: called with the number of pairs finished so far.
+        progress: called with the number of pairs that all processes have finished so far, about.
     """
-    done = 0
-    for index, batch in enumerate(token_batches(pairs, budget=budget)):
-        if not store.has(index):
-            found = batch_gradients(model, [pairs[i] for i in batch], names, packed=packed, dtype=dtype)
-            gradient = {name: value.cpu() for name, value in found.gradient.items()}
-            store.write(index, gradient | {"margin": found.margin.double().cpu()})
-        done += len(batch)
-        progress(done)
+
+    def compute(block: Sequence[EncodedPair]) -> dict[str, Tensor]:
+        batches = list(token_batches(block))
+        order = torch.argsort(torch.tensor([place for batch in batches for place in batch]))
+        margins, gradients = [], []
+        for batch in batches:
+            found = batch_gradients(model, [block[i] for i in batch], names, sampled=sampled, packed=packed)
+            margins.append(found.margin.double())
+            gradients.append(torch.cat(list(found.gradient.values()), 1).to(dtype))
+        return {"margin": torch.cat(margins).cpu()[order], "gradient": torch.cat(gradients).cpu()[order]}
+
+    measure_blocks(model, pairs, store, compute, block=PAIRS_PER_SHARD, progress=progress)
 
 
-def read_pair_gradients(
-    store: ShardStore, pairs: Sequence[EncodedPair], names: Collection[str], *, budget: int = 2048
-) -> PairGradients:
-    """Read a finished pass back, rows in the order of `pairs`; `names` may be some of those measured."""
-    batches = list(token_batches(pairs, budget=budget))
-    order = torch.argsort(torch.tensor([index for batch in batches for index in batch]))
+def read_gradients(store: ShardStore, num_pairs: int) -> MeasuredGradients:
+    """The results of `measure_gradients`, rows in the order of its pairs.
 
-    def column(name: str) -> Tensor:
-        return torch.cat([store.read(index, name, len(batch)) for index, batch in enumerate(batches)])[order]
-
-    return PairGradients(column("margin"), {name: column(name) for name in names})
+    Raises:
+        UserError: a shard is missing or damaged.
+    """
+    bounds = block_bounds(num_pairs, PAIRS_PER_SHARD)
+    margin, gradient = (ShardColumn(store, name, bounds) for name in ("margin", "gradient"))
+    return MeasuredGradients(margin.tensor().numpy(), gradient)
 
 
 @contextmanager
 def _frozen(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode, and no parameter requires gradients: a weight gradient of the whole batch is of no use."""
-    training = {module: module.training for module in model.modules()}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        model.eval().requires_grad_(False)
-        with torch.enable_grad():
+        model.requires_grad_(False)
+        with evaluating(model), torch.enable_grad():
             yield
     finally:
-        for module, mode in training.items():
-            module.training = mode
         for parameter in trainable:
             parameter.requires_grad_(True)

@@ -1,0 +1,168 @@
+"""Margins linear in trainable parameters, whole or sampled, and the run that is simulated on them."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import logsigmoid
+from transformers import TrainingArguments
+
+from foretune.dynamics.linearised import Tangent
+from foretune.dynamics.simulated_run import simulate_run
+from foretune.errors import UserError
+from foretune.features.coordinates import Coordinates
+from foretune.objectives import DPO
+
+PAIRS = 6
+NAMES = ("layer.weight", "layer.bias", "ln_1.weight")
+
+
+def tangent(seed=0):
+    """Three whole parameters."""
+    draw = torch.Generator().manual_seed(seed)
+    anchor = {name: torch.randn(shape, generator=draw) for name, shape in zip(NAMES, [(3, 4), (3,), (4,)], strict=True)}
+    gradient = torch.randn(PAIRS, 19, generator=draw)
+    return Tangent(anchor, torch.randn(PAIRS, generator=draw), gradient, {}, np.arange(PAIRS))
+
+
+def halved(whole):
+    """Every other coordinate of a matrix whose coordinates come in pairs that are alike, and that whole matrix."""
+    weight, gradient = whole.anchor[NAMES[0]], whole.gradient
+    twice = torch.repeat_interleave(gradient[:, :12], 2, 1)
+    alike = whole._replace(
+        anchor=whole.anchor | {NAMES[0]: torch.repeat_interleave(weight.flatten(), 2).view(6, 4)},
+        gradient=torch.cat([twice, gradient[:, 12:]], 1),
+    )
+    coordinates = Coordinates(torch.arange(0, 24, 2), torch.full((12,), 2.0))
+    sample = whole._replace(
+        anchor=whole.anchor | {NAMES[0]: weight.flatten()}, sampled={NAMES[0]: coordinates}, gradient=gradient
+    )
+    return sample, alike
+
+
+def arguments(folder, **changes):
+    options = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "learning_rate": 0.05,
+        "per_device_train_batch_size": 4,
+        "max_steps": 8,
+        "report_to": [],
+        "optim": "adamw_torch",
+    }
+    return TrainingArguments(**options | changes)
+
+
+def simulated(problem, folder, *, decayed=None, **changes):
+    return simulate_run(
+        problem,
+        arguments(folder, **changes),
+        DPO(beta=0.5),
+        train_pairs=range(PAIRS),
+        weights=np.ones(PAIRS),
+        observed=range(PAIRS),
+        observations=9,
+        decayed=decayed,
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.lists(st.integers(0, PAIRS - 1), min_size=1, max_size=4))
+def test_margins_are_linear_and_a_sampled_coordinate_has_a_gradient_of_its_own(seed, pairs):
+    problem = halved(tangent(seed))[0]
+    draw = torch.Generator().manual_seed(seed + 1)
+    parameters = {
+        name: (value + torch.randn(value.shape, generator=draw)).requires_grad_(True)
+        for name, value in problem.start().items()
+    }
+    found = problem.margins(parameters, torch.tensor(pairs))
+    change = [(parameters[name] - problem.anchor[name]).flatten() for name in NAMES]
+    expected = problem.margin[pairs] + problem.gradient[pairs] @ torch.cat([2 * change[0], *change[1:]])
+    torch.testing.assert_close(found, expected)
+    logsigmoid(found).sum().backward()
+    slopes = torch.sigmoid(-found.detach())
+    gradient = torch.cat([parameters[name].grad.flatten() for name in NAMES])
+    torch.testing.assert_close(gradient, slopes @ problem.gradient[pairs])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"weight_decay": 0.3},
+        {"max_grad_norm": 0.05},
+        {"optim": "sgd", "max_grad_norm": 0.2, "weight_decay": 0.1},
+        {"max_grad_norm": 0.05, "gradient_accumulation_steps": 2, "warmup_steps": 2},
+    ],
+    ids=str,
+)
+def test_a_sample_of_coordinates_that_are_alike_runs_like_all_of_them(tmp_path, changes):
+    sample, alike = halved(tangent())
+    found, expected = (simulated(problem, tmp_path, **changes).margins for problem in (sample, alike))
+    assert np.abs(expected[-1] - expected[0]).max() > 0.05
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_sample_goes_on_from_the_state_of_all_coordinates(tmp_path):
+    """The checkpoint that a real run of the whole parameters leaves behind."""
+    sample, alike = halved(tangent())
+    draw = torch.Generator().manual_seed(9)
+    order = [NAMES[0], NAMES[1], NAMES[2]]
+    decayed = [NAMES[0]]
+    state = {
+        index: {
+            "step": torch.tensor(3.0),
+            "exp_avg": torch.randn(alike.anchor[name].shape, generator=draw),
+            "exp_avg_sq": torch.rand(alike.anchor[name].shape, generator=draw),
+        }
+        for index, name in enumerate(order)
+    }
+    for key in ("exp_avg", "exp_avg_sq"):
+        matrix = state[0][key].flatten()
+        matrix[1::2] = matrix[::2]
+    checkpoints = tmp_path / "checkpoint"
+    checkpoints.mkdir()
+    parameters = {name: torch.nn.Parameter(value.clone()) for name, value in alike.anchor.items()}
+    groups = [[parameters[NAMES[0]]], [parameters[name] for name in NAMES[1:]]]
+    optimizer = torch.optim.AdamW([{"params": group} for group in groups], lr=0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    torch.save(optimizer.state_dict() | {"state": state}, checkpoints / "optimizer.pt")
+    torch.save(schedule.state_dict(), checkpoints / "scheduler.pt")
+    trainer_state = '{"global_step": 3, "max_steps": 8, "epoch": 1.5, "train_batch_size": 4, "log_history": [], "stateful_callbacks": {}}'
+    (checkpoints / "trainer_state.json").write_text(trainer_state)
+    found, expected = (
+        simulate_run(
+            problem,
+            arguments(tmp_path / "out"),
+            DPO(beta=0.5),
+            train_pairs=range(PAIRS),
+            weights=np.ones(PAIRS),
+            observed=range(PAIRS),
+            observations=9,
+            checkpoint=checkpoints,
+            decayed=decayed,
+        )
+        for problem in (sample, alike)
+    )
+    fresh = simulated(alike, tmp_path / "fresh", max_steps=5).margins
+    assert found.steps[0] == 3 and np.abs(expected.margins[-1] - fresh[-1]).max() > 0.05
+    np.testing.assert_allclose(found.margins, expected.margins, atol=1e-5)
+
+
+def test_the_names_that_decay_can_be_given(tmp_path):
+    options = {"weight_decay": 1.0, "learning_rate": 0.1}
+    by_name, none, given = (
+        simulated(tangent(), tmp_path, decayed=decayed, **options).margins for decayed in (None, [], [NAMES[0]])
+    )
+    np.testing.assert_array_equal(
+        by_name, simulated(tangent(), tmp_path, decayed=[NAMES[0], NAMES[2]], **options).margins
+    )
+    assert np.abs(none - given).max() > 0.05 and np.abs(by_name - given).max() > 0.05
+
+
+def test_optimisers_that_mix_coordinates_are_refused_where_some_are_missing(tmp_path):
+    sample, alike = halved(tangent())
+    with pytest.raises(UserError, match="optim adafactor does not treat each coordinate by itself.*adamw_torch"):
+        simulated(sample, tmp_path, optim="adafactor")
+    assert np.isfinite(simulated(alike, tmp_path, optim="adafactor").margins).all()
