@@ -5,7 +5,7 @@ space*: linear in each layer's weight change ΔW = s (B A − B₀ A₀), with A
 features that B A brings about is kept. Both are exact at the anchor and to first order around it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import dropout
 
-from foretune.features.coordinates import Coordinates
+from foretune.features.coordinates import Coordinates, kernel_error, spread
 from foretune.features.token_factors import AdaptedLayer
 from foretune.statistics.moments import RowSource
 
 PAIRS_AT_ONCE = 64
+# Pairs that the kernel's error is estimated from.
+KERNEL_PAIRS = 128
 
 
 class LayerStack(NamedTuple):
@@ -66,6 +68,10 @@ class WeightSpace(NamedTuple):
         """Parameters are whole."""
         return {}
 
+    @property
+    def decayed(self) -> None:
+        """Names tell."""
+
     def start(self) -> dict[str, Tensor]:
         """The anchor."""
         return self.anchor
@@ -100,6 +106,7 @@ class Tangent(NamedTuple):
         margin: at the anchor, against the reference, shape (m,).
         gradient: φ, the coordinates of all parameters in their order, shape (m, Σ c), in memory or on the disk.
         sampled: of those parameters of which some coordinates are there, which they are and what each stands for.
+        decayed: names of the parameters that weight decay acts on.
         place: the measured pair that each pair is, or that stands for it, shape (n,).
     """
 
@@ -107,11 +114,16 @@ class Tangent(NamedTuple):
     margin: Tensor
     gradient: RowSource
     sampled: Mapping[str, Coordinates]
+    decayed: Collection[str] | None
     place: NDArray[np.int64]
 
     def start(self) -> dict[str, Tensor]:
         """The anchor."""
         return self.anchor
+
+    def num_numbers(self) -> int:
+        """Of all features."""
+        return int(np.prod(self.gradient.shape))
 
     def margins(self, parameters: Mapping[str, Tensor], pairs: Tensor, *, training: bool = False) -> Tensor:
         """Margins of some pairs, shape (len(pairs),); dropout is not simulated in this form."""
@@ -120,6 +132,20 @@ class Tangent(NamedTuple):
         gradient = _rows(self.gradient, measured).to(change)
         there = self.margin[torch.from_numpy(measured).to(self.margin.device)]
         return there + _Weighted.apply(change, gradient, self.weights())  # pyright: ignore
+
+    def redrawn(self, seed: int) -> "Tangent":
+        """The same with weights that spread about these as if other coordinates had been drawn."""
+        draw = torch.Generator().manual_seed(seed)
+        return self._replace(
+            sampled={
+                name: own._replace(weight=own.weight + spread(own.weight, draw)) for name, own in self.sampled.items()
+            }
+        )
+
+    def kernel_error(self) -> float:
+        """Relative standard error of the kernel that the sample of coordinates brings, from some pairs."""
+        some = np.unique(np.linspace(0, len(self.margin) - 1, KERNEL_PAIRS).astype(int))
+        return kernel_error(_rows(self.gradient, some).to(self.margin), self.weights())
 
     def weights(self) -> Tensor:
         """How many coordinates each one stands for, in their order, shape (Σ c,)."""
