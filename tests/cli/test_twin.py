@@ -143,3 +143,20 @@ def test_a_killed_forecast_takes_only_what_is_missing(tiny_folder, persona_file,
     assert run("forecast", *command(tiny_folder, persona_file, tmp_path / "whole", "--relinearise_every", "4")) == 0
     found, expected = (load_run(path).read_arrays("forecast_pairs")["margins"] for path in (out, tmp_path / "whole"))
     np.testing.assert_array_equal(found, expected)
+
+
+FULL = ("--use_peft", "False", "--trainable", "full", "--learning_rate", "0.00002")
+
+
+@pytest.fixture(scope="module")
+def trained_fully(tiny_folder, persona_file, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert run("train", *command(tiny_folder, persona_file, out, *FULL)) == 0
+    return out
+
+
+@pytest.mark.parametrize(("coordinates", "least"), [(10**9, 0.999), (20_000, 0.95)])
+def test_a_run_of_all_weights_is_forecast_from_its_start(trained_fully, tmp_path, coordinates, least):
+    found = verified(trained_fully, tmp_path / "run", "--twin_coordinates", str(coordinates), "--band_runs", "0")
+    assert found["margin_r2"] > least
+    assert found["margin_slope"] == pytest.approx(1, abs=0.1)

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from foretune.dynamics.linearised import LayerStack, WeightSpace, weight_space
+from foretune.dynamics.linearised import LayerStack, Tangent, WeightSpace, weight_space
 from foretune.errors import UserError
+from foretune.features.coordinates import Coordinates
+from foretune.features.pair_gradients import read_gradients
 from foretune.features.store import ShardColumn, ShardStore, write_tensors
 from foretune.features.token_factors import AdaptedLayer, read_factors
 
@@ -29,7 +31,7 @@ def anchor_store(run_folder: Path, step: int, key: str) -> ShardStore:
     return ShardStore(run_folder / "features" / f"step-{step:06d}", key)
 
 
-def write_anchor(
+def write_weight_space(
     store: ShardStore,
     parameters: dict[str, Tensor],
     margin: NDArray[np.float64],
@@ -45,13 +47,47 @@ def write_anchor(
         place: the measured pair that each pair is, or that stands for it, shape (n,).
         groups: of `layers_alike`.
     """
-    tensors = {f"parameter/{name}": value.cpu().contiguous() for name, value in parameters.items()}
+    _write(store, parameters, margin, place, {}, {"groups": json.dumps(groups)})
+
+
+def write_tangent(
+    store: ShardStore,
+    parameters: dict[str, Tensor],
+    margin: NDArray[np.float64],
+    place: NDArray[np.int64],
+    sampled: Mapping[str, Coordinates],
+    decayed: Collection[str],
+) -> None:
+    """Write what the features of a finished `measure_gradients` belong to.
+
+    Args:
+        store: of the features.
+        parameters: at which they were taken, by name; the sampled coordinates of one, shape (c,).
+        margin: as of `write_weight_space`.
+        place: as of `write_weight_space`.
+        sampled: which coordinates they are, of those parameters that are not whole.
+        decayed: names of the parameters that weight decay acts on.
+    """
+    drawn = {f"{part}/{name}": value for name, own in sampled.items() for part, value in own._asdict().items()}
+    about = {"sampled": json.dumps([*sampled]), "decayed": json.dumps([*decayed])}
+    _write(store, parameters, margin, place, drawn, about)
+
+
+def _write(
+    store: ShardStore,
+    parameters: dict[str, Tensor],
+    margin: NDArray[np.float64],
+    place: NDArray[np.int64],
+    more: dict[str, Tensor],
+    about: dict[str, str],
+) -> None:
+    tensors = {name: value.cpu() for name, value in more.items()}
+    tensors |= {f"parameter/{name}": value.cpu() for name, value in parameters.items()}
     tensors |= {"margin": torch.from_numpy(margin), "place": torch.from_numpy(place)}
-    about = {"key": store.key, "names": json.dumps([*parameters]), "groups": json.dumps(groups)}
-    write_tensors(store.folder / FILE, tensors, about)
+    write_tensors(store.folder / FILE, tensors, about | {"key": store.key, "names": json.dumps([*parameters])})
 
 
-def read_anchor(store: ShardStore, device: torch.device) -> WeightSpace:
+def read_anchor(store: ShardStore, device: torch.device) -> WeightSpace | Tangent:
     """Margins in first order around an anchor that was written, its parameters on `device`.
 
     Raises:
@@ -62,10 +98,17 @@ def read_anchor(store: ShardStore, device: torch.device) -> WeightSpace:
             about = file.metadata()
             parameters = {name: file.get_tensor(f"parameter/{name}") for name in json.loads(about["names"])}
             margin, place = file.get_tensor("margin").float(), file.get_tensor("place").cpu().numpy()
+            sampled = {
+                name: Coordinates(file.get_tensor(f"index/{name}"), file.get_tensor(f"weight/{name}"))
+                for name in json.loads(about.get("sampled", "[]"))
+            }
     except (OSError, SafetensorError) as error:
         raise UserError(f"{store.folder} holds no features that can be read ({error}): forecast again.") from error
     if about["key"] != store.key:
         raise UserError(f"{store.folder} holds the features of another forecast: forecast again.")
+    if "groups" not in about:
+        gradient = _kept(read_gradients(store, len(margin)).gradient)
+        return Tangent(parameters, margin, gradient, sampled, json.loads(about["decayed"]), place)
     groups = [[AdaptedLayer(*layer) for layer in group] for group in json.loads(about["groups"])]
     found = read_factors(store, len(margin), len(groups))
     stacks = [LayerStack(own, _kept(u), _kept(v)) for own, (u, v) in zip(groups, found.stacks, strict=True)]
@@ -84,14 +127,14 @@ class Anchors:
     def __init__(self, run_folder: Path, keys: Mapping[int, str], device: torch.device) -> None:
         """Read nothing yet."""
         self._folder, self._keys, self._device = run_folder, dict(keys), device
-        self._read: dict[int, WeightSpace] = {}
+        self._read: dict[int, WeightSpace | Tangent] = {}
 
     @property
     def first(self) -> int:
         """The first step."""
         return min(self._keys)
 
-    def get(self, step: int) -> WeightSpace | None:
+    def get(self, step: int) -> WeightSpace | Tangent | None:
         """The anchor of a step, None where there is none."""
         if step not in self._keys:
             return None

@@ -56,6 +56,10 @@ class HeadProblem(NamedTuple):
         """Rows that are left out are taken to stay."""
         return {}
 
+    @property
+    def decayed(self) -> None:
+        """Names tell."""
+
     def start(self) -> dict[str, Tensor]:
         """The trained rows of W, shape (rows, hidden)."""
         return {WEIGHT: self.head.weight}

@@ -5,7 +5,7 @@ space*: linear in each layer's weight change ΔW = s (B A − B₀ A₀), with A
 features that B A brings about is kept. Both are exact at the anchor and to first order around it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,6 +66,10 @@ class WeightSpace(NamedTuple):
         """Parameters are whole."""
         return {}
 
+    @property
+    def decayed(self) -> None:
+        """Names tell."""
+
     def start(self) -> dict[str, Tensor]:
         """The anchor."""
         return self.anchor
@@ -100,6 +104,7 @@ class Tangent(NamedTuple):
         margin: at the anchor, against the reference, shape (m,).
         gradient: φ, the coordinates of all parameters in their order, shape (m, Σ c), in memory or on the disk.
         sampled: of those parameters of which some coordinates are there, which they are and what each stands for.
+        decayed: names of the parameters that weight decay acts on.
         place: the measured pair that each pair is, or that stands for it, shape (n,).
     """
 
@@ -107,11 +112,16 @@ class Tangent(NamedTuple):
     margin: Tensor
     gradient: RowSource
     sampled: Mapping[str, Coordinates]
+    decayed: Collection[str] | None
     place: NDArray[np.int64]
 
     def start(self) -> dict[str, Tensor]:
         """The anchor."""
         return self.anchor
+
+    def num_numbers(self) -> int:
+        """Of all features."""
+        return int(np.prod(self.gradient.shape))
 
     def margins(self, parameters: Mapping[str, Tensor], pairs: Tensor, *, training: bool = False) -> Tensor:
         """Margins of some pairs, shape (len(pairs),); dropout is not simulated in this form."""

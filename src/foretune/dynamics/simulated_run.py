@@ -57,6 +57,11 @@ class MarginModel(Protocol):
         """Of those parameters that are there in part: which of the real one's coordinates, and what each stands for."""
         ...
 
+    @property
+    def decayed(self) -> Collection[str] | None:
+        """Names of the parameters that weight decay acts on; None: their names say so."""
+        ...
+
     def start(self) -> dict[str, Tensor]:
         """The parameters before the first step, in the real model's order and by its names."""
         ...
@@ -108,7 +113,6 @@ def simulate_run(
     factors: NDArray[np.float64] | None = None,
     checkpoint: Path | None = None,
     renewal: Renewal | None = None,
-    decayed: Collection[str] | None = None,
 ) -> SimulatedRun:
     """Train with `arguments` on the margins of `problem` and record them.
 
@@ -124,7 +128,6 @@ def simulate_run(
         checkpoint: where the real run was stopped that this one goes on from: its optimiser, schedule, place in the
             data and generators are taken over; `problem` starts at its parameters.
         renewal: asked after every step for another model of the margins, before margins are recorded.
-        decayed: names of the parameters that weight decay acts on; None: those whose names say so.
 
     Raises:
         UserError: an optimiser that mixes coordinates, where not all of them are there.
@@ -141,7 +144,7 @@ def simulate_run(
             data_collator=lambda rows: {"row": torch.tensor(rows)},
             callbacks=[recorder],
         )
-        trainer.recorder, trainer.objective, trainer.decayed = recorder, objective, decayed
+        trainer.recorder, trainer.objective = recorder, objective
         trainer.pairs = torch.as_tensor(np.asarray(train_pairs))
         trainer.weights = torch.as_tensor(weights, dtype=torch.float32)
         trainer.factors = torch.as_tensor(np.ones(len(train_pairs)) if factors is None else factors).float()
@@ -177,7 +180,6 @@ class _Trainer(Trainer):
     pairs: Tensor
     weights: Tensor
     factors: Tensor
-    decayed: Collection[str] | None
     loss_is_scaled_for_ga = False  # as in DPOTrainer: the loss is a mean over the micro-batch
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: ARG002
@@ -191,8 +193,9 @@ class _Trainer(Trainer):
         """The parameters are those of the checkpoint already."""
 
     def get_decay_parameter_names(self, model):
-        """A layer's type decides too, which the simulated parameters do not have."""
-        return super().get_decay_parameter_names(model) if self.decayed is None else list(self.decayed)
+        """The real model's, whose layers' types decide as well as their names."""
+        decayed = self.recorder.problem.decayed
+        return super().get_decay_parameter_names(model) if decayed is None else list(decayed)
 
     def create_optimizer(self, model=None):
         """The real one, which takes from a checkpoint the state of the coordinates that are there."""
@@ -202,7 +205,7 @@ class _Trainer(Trainer):
 
     def _state_of_sample(self, optimizer, state_dict):
         sampled = self.recorder.problem.sampled
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        names = {parameter: name for name, parameter in self.recorder.model.named_parameters()}
         order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
         state = {
             index: {key: _coordinates_of(value, sampled.get(order[index])) for key, value in own.items()}
@@ -216,13 +219,14 @@ class _Trainer(Trainer):
         if not sampled:
             return super()._clip_grad_norm(model)
         self.accelerator.unscale_gradients()
+        gradients = {name: own.grad for name, own in self.recorder.model.named_parameters() if own.grad is not None}
         squares = [
-            (sampled[name].weight if name in sampled else 1.0) * parameter.grad.square()
-            for name, parameter in self.model.named_parameters()
+            (gradient.square() * (sampled[name].weight if name in sampled else 1.0)).sum()
+            for name, gradient in gradients.items()
         ]
-        norm = torch.stack([square.sum() for square in squares]).sum().sqrt()
-        for parameter in self.model.parameters():
-            parameter.grad.mul_((self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        norm = torch.stack(squares).sum().sqrt()
+        for gradient in gradients.values():
+            gradient.mul_((self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
 

@@ -117,11 +117,7 @@ class _Norms(NamedTuple):
 
     def chances(self) -> tuple[Tensor, Tensor]:
         """Probabilities of rows and of columns."""
-        return tuple(
-            (1 - EVEN_SHARE) * norm / norm.sum().clamp(min=torch.finfo(norm.dtype).tiny)
-            + EVEN_SHARE * even / even.sum()
-            for norm, even in ((self.rows, self.reached), (self.columns, torch.ones_like(self.columns)))
-        )
+        return _mixed(self.rows, self.reached), _mixed(self.columns, torch.ones_like(self.columns))
 
 
 def _mixed(norms: Tensor, reached: Tensor) -> Tensor:

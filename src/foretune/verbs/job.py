@@ -84,6 +84,12 @@ class ForetuneArguments:
     factor_rank: int = field(
         default=8, metadata={"help": "Outer products kept of each pair's gradient in each adapted layer."}
     )
+    twin_coordinates: int = field(
+        default=200_000,
+        metadata={
+            "help": "Coordinates of the trained parameters that the tangent twin simulates; all where they are no more."
+        },
+    )
     relinearise_every: int = field(
         default=0, metadata={"help": "Take the forecast's features anew every so many simulated steps (0: never)."}
     )
@@ -152,8 +158,7 @@ class Job:
     def twin(self) -> str:
         """What the forecast simulates."""
         return (
-            self.ours.twin
-            or {"unembedding": "output_layer", "lora": "weight_space", "full": "output_layer"}[self.trainable]
+            self.ours.twin or {"unembedding": "output_layer", "lora": "weight_space", "full": "tangent"}[self.trainable]
         )
 
     def device(self) -> torch.device:

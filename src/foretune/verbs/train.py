@@ -206,7 +206,7 @@ def training_key(prepared: Prepared) -> str:
 IRRELEVANT = {
     *("output_dir", "report_to", "run_name", "disable_tqdm", "logging_steps", "resume_from_checkpoint"),
     *("draws", "sketch_dim", "forecast_alone", "alone_mass"),
-    *("twin", "twin_pairs", "factor_rank", "relinearise_every", "relinearise_tolerance"),
+    *("twin", "twin_pairs", "factor_rank", "twin_coordinates", "relinearise_every", "relinearise_tolerance"),
     *("pilot_fraction", "band_runs"),
 }
 

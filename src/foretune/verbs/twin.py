@@ -11,14 +11,16 @@ from torch import Tensor
 from transformers import set_seed
 
 from foretune import processes
-from foretune.dynamics.anchors import Anchors, anchor_store, read_anchor, write_anchor
+from foretune.dynamics.anchors import Anchors, anchor_store, read_anchor
 from foretune.dynamics.simulated_run import MarginModel
 from foretune.features.pair_gradients import trainable_names
-from foretune.features.token_factors import adapted_layers, layers_alike, measure_factors, read_factors
 from foretune.models.encoding import EncodedPair
+from foretune.models.load import load_model
 from foretune.records.provenance import sha256_of
-from foretune.training.build import lora_config
+from foretune.scores.log_probs import pair_scores
+from foretune.training.build import lora_config, prepare_trainable
 from foretune.verbs.audit import answers_of, features_key, features_of
+from foretune.verbs.forms import form_of
 from foretune.verbs.prepare import Prepared, load_reference
 from foretune.verbs.progress import Progress
 
@@ -42,13 +44,19 @@ class Lineariser:
         self._prepared, self._progress = prepared, progress
         self.measured = measured_pairs(prepared)
         self.place = stand_ins(prepared, self.measured)
-        self._model = adapted_model(prepared)
-        self._layers = adapted_layers(self._model)
-        self._names = trainable_names(self._model)
-        self._start = {name: self._model.get_parameter(name).detach().clone() for name in self._names}
+        self._model = trained_model(prepared)
+        self._form = form_of(prepared.job, self._model, _Some(prepared.pairs, self.measured), packed=self._packed)
+        self._start = {}
+        if self._model is prepared.loaded.model:
+            names = trainable_names(self._model)
+            self._start = {name: self._model.get_parameter(name).detach().clone() for name in names}
         self.keys: dict[int, str] = {}
         features = features_of(prepared, progress)
         self._reference = (features.chosen_logp - features.rejected_logp)[self.measured]
+
+    @property
+    def _packed(self) -> bool:
+        return bool(self._prepared.job.run.record["audit"]["probes"]["packed"])
 
     @property
     def anchors(self) -> Anchors:
@@ -56,8 +64,15 @@ class Lineariser:
         return Anchors(self._prepared.job.run.path, self.keys, self._model.device)
 
     def load(self, checkpoint: Path) -> None:
-        """Give the model the adapters of a checkpoint."""
-        set_peft_model_state_dict(self._model, load_peft_weights(str(checkpoint)))
+        """Give the model what a checkpoint of the run holds."""
+        if self._prepared.job.trainable == "lora":
+            set_peft_model_state_dict(self._model, load_peft_weights(str(checkpoint)))
+            return
+        dtype = next(self._model.parameters()).dtype
+        if dtype != self._prepared.job.dtype():  # trained in another precision than the audit's
+            scores = pair_scores(self._model, _Some(self._prepared.pairs, self.measured), packed=self._packed)
+            self._reference = (scores.chosen - scores.rejected).double().cpu().numpy()
+        self._model.load_state_dict(load_model(str(checkpoint), dtype=dtype).model.state_dict())
 
     def at(self, step: int, parameters: Mapping[str, Tensor] | None = None) -> MarginModel:
         """Margins in first order around `parameters` (None: those that training starts from).
@@ -68,29 +83,20 @@ class Lineariser:
         """
         for name, value in (parameters or {}).items():
             self._model.get_parameter(name).data.copy_(value)
-        anchor = {name: self._model.get_parameter(name).detach().float() for name in self._names}
         job = self._prepared.job
         key = sha256_of(
             features_key(self._prepared),
             self.measured.tolist(),
-            job.ours.factor_rank,
-            *(value.cpu().numpy().tobytes() for value in anchor.values()),
+            *self._form.settings,
+            *(value.cpu().numpy().tobytes() for value in self._form.parameters().values()),
         )
-        store, groups = anchor_store(job.run.path, step, key), layers_alike(self._model, self._layers)
+        store = anchor_store(job.run.path, step, key)
         with self._progress.bar(f"features after step {step}", len(self.measured)) as advance:
-            measure_factors(
-                self._model,
-                _Some(self._prepared.pairs, self.measured),
-                self._layers,
-                store,
-                rank=job.ours.factor_rank,
-                packed=bool(job.run.record["audit"]["probes"]["packed"]),
-                progress=advance,
-            )
-        margin = read_factors(store, len(self.measured), len(groups)).margin
+            pairs = _Some(self._prepared.pairs, self.measured)
+            margin = self._form.measure(pairs, store, packed=self._packed, progress=advance)
         if step == 0:
-            self._reference = margin  # the adapters change nothing yet; another pass would round differently
-        processes.on_main(lambda: write_anchor(store, anchor, margin - self._reference, self.place, groups))
+            self._reference = margin  # nothing has changed yet; another pass would round differently
+        processes.on_main(lambda: self._form.write(store, margin - self._reference, self.place))
         self.keys[step] = key
         return read_anchor(store, self._model.device)
 
@@ -100,12 +106,15 @@ class Lineariser:
             self._model.get_parameter(name).data.copy_(value)
 
 
-def adapted_model(prepared: Prepared) -> torch.nn.Module:
-    """The model as `build_trainer` makes it before the first step: the same adapters, drawn from the same seed."""
+def trained_model(prepared: Prepared) -> torch.nn.Module:
+    """The model as `build_trainer` makes it before the first step: adapters are drawn from the same seed."""
     job = prepared.job
-    if hasattr(prepared.loaded.model, "peft_config"):  # of somebody's trainer
+    if not job.replayable:  # somebody's trainer has it
         return prepared.loaded.model
     model = load_reference(job, to_train=True).model
+    prepare_trainable(model, job.trainable)
+    if job.trainable != "lora":
+        return model
     set_seed(job.training.seed)
     return get_peft_model(model, lora_config(job.model, model))
 
