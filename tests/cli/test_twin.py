@@ -160,3 +160,34 @@ def test_a_run_of_all_weights_is_forecast_from_its_start(trained_fully, tmp_path
     found = verified(trained_fully, tmp_path / "run", "--twin_coordinates", str(coordinates), "--band_runs", "0")
     assert found["margin_r2"] > least
     assert found["margin_slope"] == pytest.approx(1, abs=0.1)
+    error = load_run(tmp_path / "run").record["forecast"]["kernel_error"]
+    assert error == 0 if coordinates > 10**6 else 0.001 < error < 0.1
+
+
+def test_a_run_of_all_weights_goes_on_from_a_pilot(tiny_folder, persona_file, tmp_path):
+    out = tmp_path / "run"
+    pilot = (*FULL, "--pilot_fraction", "0.5", "--twin_coordinates", "20000", "--band_runs", "4")
+    assert run("forecast", *command(tiny_folder, persona_file, out, *pilot)) == 0
+    assert run("train", "--output_dir", str(out)) == 0
+    assert run("verify", "--output_dir", str(out)) == 0
+    found = load_run(out).read_json("verification.json")
+    assert [row["step"] for row in found["over_run"]] == [9, 12]
+    assert found["margin_r2"] > 0.99
+    assert found["margin_slope"] == pytest.approx(1, abs=0.1)
+
+
+def test_whole_weights_can_be_linearised_anew_and_sampled_ones_cannot(trained_fully, tmp_path, capsys):
+    anew = ("--relinearise_every", "3", "--band_runs", "0")
+    found = verified(trained_fully, tmp_path / "whole", "--twin_coordinates", str(10**9), *anew)
+    assert found["margin_r2"] > 0.9995
+    shutil.copytree(trained_fully, tmp_path / "sampled")
+    assert run("forecast", "--output_dir", str(tmp_path / "sampled"), "--twin_coordinates", "9000", *anew) == 2
+    assert "of which 9000 coordinates in" in capsys.readouterr().err
+
+
+def test_adapters_with_magnitudes_are_forecast_in_the_tangent_form(tiny_folder, persona_file, tmp_path):
+    out = tmp_path / "run"
+    options = command(tiny_folder, persona_file, out, "--twin", "tangent", "--use_dora", "True", "--band_runs", "0")
+    for verb in ("train", "forecast", "verify"):
+        assert run(verb, *options) == 0
+    assert load_run(out).read_json("verification.json")["margin_r2"] > 0.9

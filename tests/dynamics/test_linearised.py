@@ -165,3 +165,18 @@ def test_optimisers_that_mix_coordinates_are_refused_where_some_are_missing(tmp_
     with pytest.raises(UserError, match="optim adafactor does not treat each coordinate by itself.*adamw_torch"):
         simulated(sample, tmp_path, optim="adafactor")
     assert np.isfinite(simulated(alike, tmp_path, optim="adafactor").margins).all()
+
+
+def test_redrawn_weights_spread_as_much_as_a_sample_does():
+    draw = torch.Generator().manual_seed(0)
+    values, chance = torch.randn(200, generator=draw), 0.2 + 0.8 * torch.rand(200, generator=draw)
+    drawn = (torch.rand(4000, 200, generator=draw) < chance).float()
+    expected = ((drawn / chance) @ values).std()
+    everywhere = Coordinates(torch.arange(200), 1 / chance)
+    sample = tangent()._replace(sampled={NAMES[0]: everywhere})
+    changes = [sample.redrawn(seed).sampled[NAMES[0]].weight - everywhere.weight for seed in range(2000)]
+    # one sample's changes estimate its variance; over all coordinates each counts with the chance of being drawn
+    found = (torch.stack(changes) * chance.sqrt() @ values).std()
+    assert float(found) == pytest.approx(float(expected), rel=0.05)
+    certain = sample._replace(sampled={NAMES[0]: everywhere._replace(weight=torch.ones(200))})
+    assert torch.equal(certain.redrawn(1).sampled[NAMES[0]].weight, torch.ones(200))

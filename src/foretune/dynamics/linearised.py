@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import dropout
 
-from foretune.features.coordinates import Coordinates
+from foretune.features.coordinates import Coordinates, kernel_error, spread
 from foretune.features.token_factors import AdaptedLayer
 from foretune.statistics.moments import RowSource
 
 PAIRS_AT_ONCE = 64
+# Pairs that the kernel's error is estimated from.
+KERNEL_PAIRS = 128
 
 
 class LayerStack(NamedTuple):
@@ -130,6 +132,20 @@ class Tangent(NamedTuple):
         gradient = _rows(self.gradient, measured).to(change)
         there = self.margin[torch.from_numpy(measured).to(self.margin.device)]
         return there + _Weighted.apply(change, gradient, self.weights())  # pyright: ignore
+
+    def redrawn(self, seed: int) -> "Tangent":
+        """The same with weights that spread about these as if other coordinates had been drawn."""
+        draw = torch.Generator().manual_seed(seed)
+        return self._replace(
+            sampled={
+                name: own._replace(weight=own.weight + spread(own.weight, draw)) for name, own in self.sampled.items()
+            }
+        )
+
+    def kernel_error(self) -> float:
+        """Relative standard error of the kernel that the sample of coordinates brings, from some pairs."""
+        some = np.unique(np.linspace(0, len(self.margin) - 1, KERNEL_PAIRS).astype(int))
+        return kernel_error(_rows(self.gradient, some).to(self.margin), self.weights())
 
     def weights(self) -> Tensor:
         """How many coordinates each one stands for, in their order, shape (Σ c,)."""

@@ -76,10 +76,18 @@ def sample_coordinates(
     }
 
 
+def spread(weight: Tensor, draw: torch.Generator) -> Tensor:
+    """Random changes ±w √(1 − 1/w) of the weights w: what sums over sampled coordinates vary by if others are drawn.
+
+    Their squares Σ w² (1 − 1/w) x² estimate the variance of Σ w x for independent draws (Horvitz and Thompson); a
+    coordinate that was certain to be drawn stays. A large w becomes 0 or 2 w: one half of the sample stands for both.
+    """
+    sign = 2 * torch.randint(2, weight.shape, generator=draw).to(weight) - 1
+    return sign * weight * (1 - 1 / weight).clamp(min=0).sqrt()
+
+
 def kernel_error(gradient: Tensor, weight: Tensor, *, seed: int = 0) -> float:
     """Relative standard error of the kernel Φ diag(w) Φᵀ, from the difference of two random halves of the sample.
-
-    Each coordinate counts with √(1 − 1/w): one that was certain to be drawn has no error.
 
     Args:
         gradient: Φ of some pairs, shape (pairs, coordinates).
@@ -89,10 +97,8 @@ def kernel_error(gradient: Tensor, weight: Tensor, *, seed: int = 0) -> float:
     Returns:
         The error's Frobenius norm over that of the kernel.
     """
-    half = torch.randint(2, (len(weight),), generator=torch.Generator().manual_seed(seed)).to(weight.device)
-    gradient = gradient.to(weight)
-    difference = gradient * ((2 * half - 1) * weight * (1 - 1 / weight).clamp(min=0).sqrt()) @ gradient.T
-    return float(difference.norm() / (gradient * weight @ gradient.T).norm())
+    change = spread(weight, torch.Generator().manual_seed(seed))
+    return float((gradient * change @ gradient.T).norm() / (gradient * weight @ gradient.T).norm())
 
 
 class _Norms(NamedTuple):

@@ -12,6 +12,7 @@ from foretune.dynamics.confidence import confidence
 from foretune.dynamics.curves import ALL
 from foretune.dynamics.forecast import Forecast, ForecastProblem, Variant, flow_rows, forecast_run
 from foretune.dynamics.head_problem import head_problem
+from foretune.dynamics.linearised import Tangent
 from foretune.dynamics.relinearise import Relinearisation
 from foretune.dynamics.simulated_run import MarginModel
 from foretune.features.unembedding import read_states
@@ -94,6 +95,8 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     if lineariser:
         section |= _trust(prepared, problem, result)
         section["notes"] += _doubts(section["confidence"])
+    if isinstance(problem.margins, Tangent):
+        section["kernel_error"] = problem.margins.kernel_error()
     section["anchors"] = lineariser.keys if lineariser else {}
     processes.on_main(lambda: discard_anchors(run.path, but=section["anchors"]))
     if job.twin == "output_layer":
@@ -197,13 +200,17 @@ def twin_problem(
 
 
 def _variants(prepared: Prepared, lineariser: Lineariser, first: int) -> list[Variant]:
-    """The run with other batch orders, dropout, and pairs that stand for those not measured."""
+    """The run with other batch orders, dropout, sampled coordinates, and pairs that stand for those not measured."""
     anchors, found = lineariser.anchors, []
     for number in range(1, prepared.job.ours.band_runs + 1):
         place = stand_ins(prepared, lineariser.measured, draw=np.random.default_rng(number))
 
-        def at(step: int, _parameters: Any = None, place: np.ndarray = place) -> MarginModel | None:
+        def at(
+            step: int, _parameters: Any = None, number: int = number, place: np.ndarray = place
+        ) -> MarginModel | None:
             anchor = anchors.get(step)
+            if isinstance(anchor, Tangent):
+                anchor = anchor.redrawn(number)
             return anchor and anchor._replace(place=place)
 
         start = at(first)
