@@ -129,4 +129,4 @@ def test_a_forecast_of_the_output_layer_is_refused(tiny_folder, persona_file, tm
 
     assert run("forecast", *plain(tiny_folder, persona_file, tmp_path / "run")) == 0
     assert run("what_if", str(tmp_path / "run")) == 2
-    assert "what-ifs need a forecast of LoRA adapters" in capsys.readouterr().err
+    assert "of a run of adapters or all weights" in capsys.readouterr().err

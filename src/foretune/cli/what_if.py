@@ -22,7 +22,7 @@ def run(arguments: Sequence[str]) -> None:
         description="Forecast a changed run from the features that `foretune forecast` left in a run folder.",
         epilog="Any argument of training can be changed as well, as in --learning_rate 1e-4 or --data_seed 7.",
     )
-    parser.add_argument("output_dir", help="the run folder of a forecast of LoRA adapters")
+    parser.add_argument("output_dir", help="the run folder of a forecast of adapters or all weights")
     parser.add_argument("--drop", nargs="+", default=[], metavar="BEHAVIOUR", help="train without these behaviours")
     parser.add_argument(
         "--weight", nargs="+", default=[], metavar="BEHAVIOUR=W", help="multiply the row weights of behaviours"

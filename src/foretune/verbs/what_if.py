@@ -66,7 +66,7 @@ class StoredTwin:
         if not keys or settings is None or table is None or arrays is None:
             raise UserError(
                 f"the forecast in {self.folder.path} simulated the output layer or a trainer built in Python: "
-                "what-ifs need a forecast of LoRA adapters made by `foretune forecast`."
+                "what-ifs need `foretune forecast` of a run of adapters or all weights."
             )
         self.settings = {**settings, "output_dir": str(self.folder.path)}
         self.job = job_from(**self.settings)
@@ -91,7 +91,7 @@ def what_if(
     """Forecast a run that differs from the one that was forecast.
 
     Args:
-        run: the run folder of a forecast of LoRA adapters, or a `StoredTwin` of it, which answers faster.
+        run: the run folder of a forecast of adapters or all weights, or a `StoredTwin` of it, which answers faster.
         drop: behaviours to train without.
         weight: row weights of behaviours, multiplied with those that rows have.
         rows_per_behaviour: train on at most so many rows of each behaviour, those with the lowest hashes.
