@@ -111,18 +111,7 @@ def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = 
         progress: told what is being computed.
     """
     progress("the joint run")
-    with processes.with_whole_parameters():
-        joint = simulate_run(
-            problem.margins,
-            problem.arguments,
-            problem.objective,
-            train_pairs=problem.train_pairs,
-            weights=problem.weights[problem.train_pairs],
-            observed=problem.observed,
-            observations=problem.observations,
-            checkpoint=problem.checkpoint,
-            renewal=problem.renewal,
-        )
+    joint = _joint(problem, problem.margins, problem.renewal, problem.arguments)
     if problem.past is not None:
         joint = joint.after(problem.past)
     rows = _rows(problem, "simulated_run", "mixture", joint.steps, joint.margins)
@@ -135,15 +124,10 @@ def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = 
     return Forecast(rows, joint.steps, joint.margins, order, joint.num_steps, joint.learning_rates)
 
 
-def _rows_of_variant(
-    problem: ForecastProblem, variant: Variant, joint: SimulatedRun, progress: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    progress("the same run with another batch order")
-    arguments = copy.copy(problem.arguments)
-    arguments.data_seed = variant.data_seed
+def _joint(problem: ForecastProblem, margins: MarginModel, renewal: Renewal | None, arguments: Any) -> SimulatedRun:
     with processes.with_whole_parameters():
-        run = simulate_run(
-            variant.margins,
+        return simulate_run(
+            margins,
             arguments,
             problem.objective,
             train_pairs=problem.train_pairs,
@@ -151,8 +135,17 @@ def _rows_of_variant(
             observed=problem.observed,
             observations=problem.observations,
             checkpoint=problem.checkpoint,
-            renewal=variant.renewal,
+            renewal=renewal,
         )
+
+
+def _rows_of_variant(
+    problem: ForecastProblem, variant: Variant, joint: SimulatedRun, progress: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    progress("the same run with another batch order")
+    arguments = copy.copy(problem.arguments)
+    arguments.data_seed = variant.data_seed
+    run = _joint(problem, variant.margins, variant.renewal, arguments)
     return _rows(problem, "simulated_run", "mixture", joint.steps, run.after(joint).margins)
 
 
