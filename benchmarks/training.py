@@ -28,6 +28,11 @@ from foretune.models.load import load_model
 from foretune.training.trainer import PreferenceTrainer
 
 SOURCES = {"persona": "persona", "hh": "hh/harmless-base-test.jsonl.gz"}
+# rows of a batch, and in all; TRL's float32 batch of 8 dialogues needs 17 GB
+SIZES = {
+    "persona": {torch.bfloat16: (16, 96), torch.float32: (16, 48)},
+    "hh": {torch.bfloat16: (8, 16), torch.float32: (4, 8)},
+}
 COLUMNS = ["prompt", "chosen", "rejected"]
 
 
@@ -110,8 +115,7 @@ def main() -> None:
     options = parser.parse_args()
     found: dict = read("training") or {"studies": {}}
     for name in options.sources:
-        batch, counts = {"persona": (16, (96, 48)), "hh": (8, (16, 8))}[name]
-        for dtype, count in zip((torch.bfloat16, torch.float32), counts, strict=True):
+        for dtype, (batch, count) in SIZES[name].items():
             if str(dtype).removeprefix("torch.") not in options.dtypes:
                 continue
             title = f"{name}, {str(dtype).removeprefix('torch.')}"
