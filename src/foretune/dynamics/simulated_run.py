@@ -25,13 +25,11 @@ from foretune.objectives import Objective
 PAIRS_AT_ONCE = 128
 
 
-# Optimisers that move a coordinate by its own gradient alone, some but for rounding in blocks.
+# Optimisers that move a coordinate by its own gradient alone and keep its state by itself, not rounded in blocks.
 COORDINATEWISE = {
     *("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adamw_anyprecision"),
-    *("adamw_torch_4bit", "adamw_torch_8bit", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
-    *("ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"),
-    *("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"),
-    *("rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit", "sgd", "adagrad"),
+    *("paged_adamw_32bit", "ademamix", "paged_ademamix_32bit", "lion_32bit", "paged_lion_32bit"),
+    *("rmsprop", "rmsprop_bnb", "rmsprop_bnb_32bit", "sgd", "adagrad"),
 }
 
 
