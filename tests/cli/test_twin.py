@@ -134,7 +134,7 @@ def test_a_killed_forecast_takes_only_what_is_missing(tiny_folder, persona_file,
             raise KeyboardInterrupt
         return token_factors.measure_factors(model, *args, **kwargs)
 
-    monkeypatch.setattr("foretune.verbs.twin.measure_factors", stop_at_the_third)
+    monkeypatch.setattr("foretune.verbs.forms.measure_factors", stop_at_the_third)
     assert run("forecast", *flags) == 130
     kept = {path: path.stat().st_mtime_ns for path in out.glob("features/step-*/states-*")}
     assert kept
