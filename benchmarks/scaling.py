@@ -125,14 +125,15 @@ def random_pairs(count: int) -> list[EncodedPair]:
 
 
 def fits(points: list[dict[str, Any]]) -> dict[str, Any]:
-    """Exponents of seconds against pairs, for each model, and against parameters, at the commonest number of pairs."""
+    """Exponents of seconds against pairs, for each model, and of random ones against parameters."""
     found = {}
     for name in dict.fromkeys(point["model"] for point in points):
         mine = [point for point in points if point["model"] == name]
         if fit := exponent([point["pairs"] for point in mine], [point["seconds"] for point in mine]):
             found[f"seconds against pairs, {name}"] = fit
-    smallest = min(point["pairs"] for point in points)
-    same = [point for point in points if point["pairs"] == smallest and point["model"] != EMBEDDED_MODEL]
+    random = [point for point in points if point["model"] != EMBEDDED_MODEL]
+    smallest = min((point["pairs"] for point in random), default=0)
+    same = [point for point in random if point["pairs"] == smallest]
     if fit := exponent([point["parameters"] for point in same], [point["seconds"] for point in same]):
         found[f"seconds against parameters, {smallest} pairs"] = fit
     return found
