@@ -22,7 +22,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -88,6 +87,11 @@ class Forecast(NamedTuple):
         ]
         return ", ".join(part for part in parts if part)
 
+    @property
+    def folder(self) -> str:
+        """Below the run's."""
+        return self.name.replace(" ", "")
+
 
 class Shorter(NamedTuple):
     """The rival: the same run with fewer steps, its schedule compressed, or with fewer rows."""
@@ -106,32 +110,37 @@ class Shorter(NamedTuple):
         ]
         return "real run, " + ", ".join(part for part in parts if part)
 
+    @property
+    def folder(self) -> str:
+        """Below the run's."""
+        return "shorter" + self.name.replace(" ", "")
 
-FIRST = [Forecast(), Forecast(pilot=0.1), Forecast(passes=5), Forecast(pilot=0.2), Forecast(pilot=0.05)]
-MORE = [Forecast(passes=10), Forecast(pilot=0.1, passes=5), Forecast(passes=15), Forecast(pairs=100)]
-SHORTER = [Shorter(0.1), Shorter(0.2), Shorter(0.1, 5.0), Shorter(0.2, 5.0), Shorter(0.5)]
-RANKS = [
+
+FEW = [Forecast(), Forecast(pilot=0.1), Forecast(passes=5), Forecast(pilot=0.2), Forecast(pilot=0.05)]
+ALL = [Forecast(pairs=100), Forecast(pilot=0.1, pairs=100), Forecast(pilot=0.2, pairs=100)]
+PASSES = [Forecast(passes=10), Forecast(passes=15), Forecast(pilot=0.1, passes=5), Forecast(passes=5, pairs=100)]
+SHORTER = [Shorter(0.1), Shorter(0.2), Shorter(0.1, 5.0), Shorter(0.2, 5.0)]
+CHOICES = [
     *(Forecast(rank=rank) for rank in (4, 8, 16)),
     *(Forecast(pilot=0.1, rank=rank) for rank in (4, 8, 16)),
-    *(Forecast(pilot=0.1, pairs=pairs) for pairs in (10, 100)),
-    *(Forecast(pairs=pairs) for pairs in (10, 100)),
+    *(Forecast(pilot=pilot, pairs=pairs) for pairs in (100, 10) for pilot in (0.0, 0.1)),
 ]
 Method = Forecast | Shorter
 
 
 def plan() -> Iterator[tuple[Run, list[Method]]]:
     """Runs and what is tried on them, in the order of their worth."""
-    yield Run("test-0", 0), [*FIRST]
-    yield Run("tuning-0", 0), [*RANKS]
-    yield Run("test-0", 0), [*FIRST, *MORE, *SHORTER]
+    yield Run("test-0", 0), [*FEW, *ALL]
+    yield Run("tuning-0", 0), [*CHOICES]
+    yield Run("test-0", 0), [*SHORTER]
     for seed in (1, 2):
-        yield Run("test-0", seed), [*FIRST, *SHORTER[:4], Forecast(passes=10)]
-    yield Run("test-0", 0), [Forecast(pilot=0.1, pairs=100), Forecast(passes=5, pairs=100), Shorter(rows=30)]
+        yield Run("test-0", seed), [*FEW[:3], *ALL, *SHORTER]
+    yield Run("test-0", 0), [*PASSES, Shorter(0.5), Shorter(rows=30)]
     for seed in (0, 1, 2):
-        yield Run("test-1", seed), [*FIRST, *SHORTER[:4]]
+        yield Run("test-1", seed), [*FEW[:3], *ALL, *SHORTER]
+    yield Run("test-0", 0, steps=500), [*FEW, *ALL, Forecast(passes=10), *SHORTER]
     for rate in (1e-4, 4e-4):
-        yield Run("test-0", 0, learning_rate=rate), [*FIRST]
-    yield Run("test-0", 0, steps=500), [*FIRST, Forecast(passes=10), *SHORTER[:4]]
+        yield Run("test-0", 0, learning_rate=rate), [*FEW[:3], *ALL]
 
 
 def split_of(behaviour: str) -> str:
@@ -264,14 +273,14 @@ class Bench:
             return
         print(f"{self.run.name}: {method.name}", flush=True)
         (self.forecast if isinstance(method, Forecast) else self.shorten)(method)  # pyright: ignore
-        self.save()
+        self.describe(method)
         end = self.result["methods"][method.name]["end"]
         print({key: value for key, value in end.items() if key != "intervals"}, flush=True)
 
     def forecast(self, method: Forecast) -> None:
         """Forecast from the start or from the real run's own beginning."""
         job = self.job(
-            method.name.replace(" ", ""),
+            method.folder,
             observe_pairs=method.pairs,
             twin_pairs=method.pairs,
             factor_rank=method.rank,
@@ -286,29 +295,16 @@ class Bench:
         start = time.process_time()
         forecast_prepared(prepared, Progress.silent())
         seconds = time.process_time() - start
-        said, observed = course(run, "forecast_pairs"), self.observed()
         anchors = sorted(int(step) for step in run.record["forecast"]["anchors"])
-        rows = len(anchors) * method.pairs * BEHAVIOURS
+        rows = len(anchors) * method.pairs * BEHAVIOURS + pilot_steps * BATCH
         self.result["methods"][method.name] = {
             **method._asdict(),
             "anchors": anchors,
-            "pilot_steps": pilot_steps,
-            "rows": rows + pilot_steps * BATCH,
-            "cost": round((rows + pilot_steps * BATCH) / (self.run.steps * BATCH), 4),
+            "rows": rows,
+            "cost": round(rows / (self.run.steps * BATCH), 4),
             "seconds": round(seconds, 1),
             "audit_rows_forward": BEHAVIOURS * ROWS,
-            **described(said, observed, after=pilot_steps),
         }
-        if pilot_steps:
-            end = observed.steps[-1]
-            self.result["methods"].setdefault(
-                f"persistence of the pilot's losses, {method.pilot:.0%}",
-                {
-                    "cost": method.pilot,
-                    "end": fit(said, observed, end, pilot_steps),
-                    "lazy": fit(said, observed, lazy, pilot_steps) if (lazy := lazy_step(observed)) else None,
-                },
-            )
         for anchor in run.path.glob("features/step-*"):
             shutil.rmtree(anchor)
 
@@ -329,20 +325,34 @@ class Bench:
         """Train the rival and compare its end with the run's."""
         steps = round(method.share * self.run.steps)
         more = {"observations": 2, "save_steps": 1.0}
-        job = self.job("shorter" + method.name.replace(" ", ""), steps=steps, rate=method.rate_factor, rows=method.rows)
+        job = self.job(method.folder, steps=steps, rate=method.rate_factor, rows=method.rows)
         job = job_from(**{**job.explicit, **more})
         run, seconds = self._really(job.run.path.name, job)
-        said, observed = course(run, "observed_pairs"), self.observed()
-        end = observed.steps[-1]
         self.result["methods"][method.name] = {
             **method._asdict(),
             "rows": steps * BATCH,
             "cost": round(steps / self.run.steps, 4),
             **seconds,
-            "end": fit(said, observed, end, steps),
-            "lazy": None,
-            "losses": rounded(said.losses(steps)),
         }
+
+    def describe(self, method: Method) -> None:
+        """The figures of what was forecast or trained, from its folder."""
+        observed, lazy = self.observed(), lazy_step(self.observed())
+        end, run = observed.steps[-1], load_run(self.folder / method.folder)
+        if isinstance(method, Shorter):
+            said, last = course(run, "observed_pairs"), round(method.share * end)
+            found = {"end": fit(said, observed, end, last), "lazy": None, "losses": rounded(said.losses(last))}
+        else:
+            said, begun = course(run, "forecast_pairs"), round(method.pilot * end)
+            found = described(said, observed, after=begun)
+            if begun:
+                parts = {"end": end, "lazy": lazy if (lazy or 0) > begun else None}
+                self.result["methods"][f"persistence, {method.name}"] = {
+                    "cost": method.pilot,
+                    **{part: fit(said, observed, step, begun) if step else None for part, step in parts.items()},
+                }
+        self.result["methods"][method.name] |= found
+        self.save()
 
     def ceiling(self) -> None:
         """The run beside those of other seeds that are there."""
@@ -409,13 +419,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("FORETUNE_DATA", "../shared/data")))
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "foretune-fidelity")
     parser.add_argument("--only", default="", help="runs whose names contain this")
+    parser.add_argument("--figures", action="store_true", help="train nothing: compute the figures of what is there")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    start = partial(Bench, data=options.data, work=options.work)
     for run, methods in plan():
         if options.only not in run.name:
             continue
-        bench = start(run)
+        bench = Bench(run, options.data, options.work)
+        if options.figures:
+            for method in methods:
+                if method.name in bench.result["methods"]:
+                    bench.describe(method)
+            continue
         bench.train()
         bench.baselines()
         for method in methods:

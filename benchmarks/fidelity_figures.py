@@ -11,7 +11,7 @@ from foretune.verification.compare import margin_fit, spearman
 
 LAZY_LOSS = 0.68
 DRAWS = 1000
-FIGURES = ("spearman_loss", "margin_r2", "margin_slope", "loss_mae")
+FIGURES = ("spearman_loss", "spearman_same_pairs", "margin_r2", "margin_slope", "loss_mae")
 
 
 class Course(NamedTuple):
@@ -37,12 +37,16 @@ class Course(NamedTuple):
 
     def losses(self, step: int) -> dict[str, float]:
         """Mean loss of each behaviour after a step."""
-        values = DPO(beta=self.beta).value(self.at(step))
-        return {str(name): float(values[self.behaviour == name].mean()) for name in np.unique(self.behaviour)}
+        return _means(self.at(step), self.behaviour, self.beta)
 
     def mean_loss(self, step: int) -> float:
         """Mean over behaviours."""
         return float(np.mean(list(self.losses(step).values())))
+
+
+def _means(margins: NDArray[np.float64], behaviour: NDArray[np.str_], beta: float) -> dict[str, float]:
+    values = DPO(beta=beta).value(margins)
+    return {str(name): float(values[behaviour == name].mean()) for name in np.unique(behaviour)}
 
 
 def lazy_step(observed: Course) -> int | None:
@@ -56,8 +60,8 @@ def fit(
 ) -> dict[str, Any]:
     """Figures of `said` at a step of the observed run (`said_step`: at another step of its own), with intervals.
 
-    Losses are means over all pairs that each side has; R² and slope are over the pairs that both have. Intervals are
-    95 % bootstraps over behaviours, each of which brings its pairs along.
+    Losses are means over all pairs that each side has; R², slope and `spearman_same_pairs` are over the pairs that both
+    have. Intervals are 95 % bootstraps over behaviours, each of which brings its pairs along.
     """
     ours, theirs = said.losses(step if said_step is None else said_step), observed.losses(step)
     place = {int(pair): index for index, pair in enumerate(observed.pair_id)}
@@ -65,12 +69,17 @@ def fit(
     forecast = said.at(step if said_step is None else said_step)[common]
     happened = observed.at(step)[[place[int(said.pair_id[index])] for index in common]]
     owner, names = said.behaviour[common], sorted(theirs)
+    alike = [_means(margins, owner, said.beta) for margins in (forecast, happened)]
 
     def figures(drawn: list[str]) -> tuple[float, ...]:
         pairs = np.concatenate([np.flatnonzero(owner == name) for name in drawn])
         left, right = (np.array([losses[name] for name in drawn]) for losses in (ours, theirs))
-        fitted = margin_fit(forecast[pairs], happened[pairs])
-        return spearman(list(left), list(right)), *fitted, float(np.abs(left - right).mean())
+        return (
+            spearman(list(left), list(right)),
+            spearman(*([losses[name] for name in drawn] for losses in alike)),
+            *margin_fit(forecast[pairs], happened[pairs]),
+            float(np.abs(left - right).mean()),
+        )
 
     found = {
         "step": step,
