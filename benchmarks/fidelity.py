@@ -1,0 +1,442 @@
+"""How well forecasts of LoRA runs describe the real runs, beside baselines, a second real run, and shorter real runs.
+
+Criteria were fixed before the first run and are written into every result (CRITERIA below). The persona behaviours are
+split once and for all by a hash of their names into tuning and test ones (`split_of`); mixtures are the first, second,
+… dozen of either half in the order of that hash. Whatever is chosen is chosen on tuning mixtures; test mixtures are
+reported.
+
+Each run is trained once. Its forecasts use the verbs as a user would; a pilot is the beginning of that same run. Runs
+and forecasts that are finished are not repeated. Costs are rows that go forward and backward through the model, as a
+share of the real run's; the audit's forward passes and the observations are left out on both sides. Seconds are CPU
+seconds of one thread.
+
+    OMP_NUM_THREADS=1 python benchmarks/fidelity.py --data ../shared/data
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+from fidelity_figures import Course, described, fit, lazy_step, ranked, rounded
+from harness import RESULTS, read, write
+
+from foretune.data import load_preferences
+from foretune.records import RunFolder, load_run
+from foretune.training.observer import BehaviourObserver
+from foretune.verbs.audit import audit_prepared, features_of, measure
+from foretune.verbs.forecast import forecast_prepared
+from foretune.verbs.job import Job, job_from
+from foretune.verbs.prepare import Prepared, prepare
+from foretune.verbs.progress import Progress
+from foretune.verbs.train import train_prepared, training_key
+
+CRITERIA = {
+    "a run counts if its mean loss ends at": "<= 0.60",
+    "LoRA, AdamW, 10 % pilot, end": "Spearman of losses >= 0.90, margin R2 >= 0.80",
+    "LoRA, AdamW, 20 % pilot or predictor-corrector, end": "Spearman >= 0.95, margin R2 >= 0.90, slope 0.8 to 1.25",
+    "full fine-tuning, AdamW": "within 0.05 of LoRA",
+    "from step 0, end": "better than every baseline",
+    "from step 0, while the mean loss is >= 0.68": "margin R2 >= 0.95, slope 0.9 to 1.1",
+    "at 5 % of the cost of 2,000 steps": "better than real training at the same cost",
+}
+BEHAVIOURS, ROWS, BATCH = 12, 100, 24
+OBSERVATIONS = 11
+
+
+class Run(NamedTuple):
+    """A real run: LoRA, r = 8 and alpha = 16 on q and v, TRL's defaults else."""
+
+    mixture: str
+    seed: int
+    optim: str = "adamw_torch"
+    learning_rate: float = 2e-4
+    steps: int = 120
+
+    @property
+    def name(self) -> str:
+        """Of its folder and its result."""
+        return f"{self.mixture}-lora-{self.optim}-{self.learning_rate:g}-{self.steps}-seed{self.seed}"
+
+
+class Forecast(NamedTuple):
+    """A way to forecast: where its features are taken, and of how many pairs of each behaviour."""
+
+    passes: int = 1
+    pilot: float = 0.0
+    pairs: int = 30
+    rank: int = 8
+
+    @property
+    def name(self) -> str:
+        """In results."""
+        parts = [
+            f"pilot {self.pilot:.0%}" if self.pilot else "twin",
+            f"{self.passes} passes" if self.passes > 1 else "",
+            f"{self.pairs} pairs",
+            f"rank {self.rank}" if self.rank != 8 else "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def folder(self) -> str:
+        """Below the run's."""
+        return self.name.replace(" ", "")
+
+
+class Shorter(NamedTuple):
+    """The rival: the same run with fewer steps, its schedule compressed, or with fewer rows."""
+
+    share: float = 1.0
+    rate_factor: float = 1.0
+    rows: int = ROWS
+
+    @property
+    def name(self) -> str:
+        """In results."""
+        parts = [
+            f"{self.share:.0%} of the steps" if self.share < 1 else "all steps",
+            f"learning rate times {self.rate_factor:g}" if self.rate_factor != 1 else "",
+            f"{self.rows} rows" if self.rows != ROWS else "",
+        ]
+        return "real run, " + ", ".join(part for part in parts if part)
+
+    @property
+    def folder(self) -> str:
+        """Below the run's."""
+        return "shorter" + self.name.replace(" ", "")
+
+
+FEW = [Forecast(), Forecast(pilot=0.1), Forecast(passes=5), Forecast(pilot=0.2), Forecast(pilot=0.05)]
+ALL = [Forecast(pairs=100), Forecast(pilot=0.1, pairs=100), Forecast(pilot=0.2, pairs=100)]
+PASSES = [Forecast(passes=10), Forecast(passes=15), Forecast(pilot=0.1, passes=5), Forecast(passes=5, pairs=100)]
+SHORTER = [Shorter(0.1), Shorter(0.2), Shorter(0.1, 5.0), Shorter(0.2, 5.0)]
+CHOICES = [
+    *(Forecast(rank=rank) for rank in (4, 8, 16)),
+    *(Forecast(pilot=0.1, rank=rank) for rank in (4, 8, 16)),
+    *(Forecast(pilot=pilot, pairs=pairs) for pairs in (100, 10) for pilot in (0.0, 0.1)),
+]
+Method = Forecast | Shorter
+
+
+def plan() -> Iterator[tuple[Run, list[Method]]]:
+    """Runs and what is tried on them, in the order of their worth."""
+    yield Run("test-0", 0), [*FEW, *ALL]
+    yield Run("tuning-0", 0), [*CHOICES]
+    yield Run("test-0", 0), [*SHORTER]
+    for seed in (1, 2):
+        yield Run("test-0", seed), [*FEW[:3], *ALL, *SHORTER]
+    yield Run("test-0", 0), [*PASSES, Shorter(0.5), Shorter(rows=30)]
+    for seed in (0, 1, 2):
+        yield Run("test-1", seed), [*FEW[:3], *ALL, *SHORTER]
+    yield Run("test-0", 0, steps=500), [*FEW, *ALL, Forecast(passes=10), *SHORTER]
+    for rate in (1e-4, 4e-4):
+        yield Run("test-0", 0, learning_rate=rate), [*FEW[:3], *ALL]
+
+
+def split_of(behaviour: str) -> str:
+    """Tuning or test, for ever."""
+    return "test" if _hash(behaviour) % 2 else "tuning"
+
+
+def _hash(name: str) -> int:
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16)
+
+
+def behaviours_of(mixture: str, data: Path) -> list[str]:
+    """The dozen behaviours of a mixture, `tuning-0` or `test-1`."""
+    half, number = mixture.split("-")
+    names = sorted((path.stem for path in (data / "persona").glob("*.jsonl")), key=_hash)
+    mine = [name for name in names if split_of(name) == half]
+    return mine[int(number) * BEHAVIOURS :][:BEHAVIOURS]
+
+
+def data_file(mixture: str, rows: int, data: Path, work: Path) -> Path:
+    """The mixture's rows, the same for every seed; those of fewer rows are among those of more."""
+    path = work / f"{mixture}-{rows}.jsonl"
+    if not path.exists():
+        names = behaviours_of(mixture, data)
+        found = load_preferences(
+            str(data / "persona"), behaviours=names, max_pairs_per_behaviour=rows, test_fraction=0.0
+        )
+        columns = ["prompt", "chosen", "rejected", "behaviour"]
+        path.write_text("".join(json.dumps(row) + "\n" for row in found.train.select_columns(columns)))
+    return path
+
+
+class Bench:
+    """One run and all that is said of it; its folders are below `work`, its result in results/fidelity/."""
+
+    def __init__(self, run: Run, data: Path, work: Path) -> None:
+        self.run, self.data, self.work = run, data, work
+        self.folder = work / run.name
+        self.result: dict[str, Any] = read(f"fidelity/{run.name}") or {
+            "criteria": CRITERIA,
+            "run": run._asdict(),
+            "behaviours": behaviours_of(run.mixture, data),
+            "methods": {},
+        }
+
+    def job(self, folder: str, *, steps: int | None = None, rate: float = 1.0, rows: int = ROWS, **more: Any) -> Job:
+        """The run's job in a folder of its own."""
+        steps = steps or self.run.steps
+        return job_from(
+            model_name_or_path="smollm2-135m",
+            dtype="bfloat16",
+            dataset_name=str(data_file(self.run.mixture, rows, self.data, self.work)),
+            test_fraction=0.0,
+            output_dir=str(self.folder / folder),
+            use_peft=True,
+            lora_r=8,
+            lora_alpha=16,
+            lora_target_modules=["q_proj", "v_proj"],
+            optim=self.run.optim,
+            learning_rate=self.run.learning_rate * rate,
+            per_device_train_batch_size=BATCH,
+            max_steps=steps,
+            seed=self.run.seed,
+            disable_tqdm=True,
+            draws=50,
+            **{"observe_pairs": ROWS, "observations": OBSERVATIONS, "save_steps": 0.05, "save_total_limit": None}
+            | more,
+        )
+
+    def train(self) -> None:
+        """The real run, and what its audit alone says."""
+        if "observed" in self.result:
+            return
+        run, seconds = self._really("real", self.job("real"))
+        observed = course(run, "observed_pairs")
+        lazy = lazy_step(observed)
+        self.result["observed"] = {
+            "steps": observed.steps,
+            "mean_loss": [round(observed.mean_loss(step), 4) for step in observed.steps],
+            "losses": {str(step): rounded(observed.losses(step)) for step in {lazy, observed.steps[-1]} - {None}},
+            "lazy_until": lazy,
+            "rows": self.run.steps * BATCH,
+            **seconds,
+        }
+        self.result["provenance"] = {"commit": commit(), **run.record["provenance"]}
+        self.save()
+
+    def _really(self, folder: str, job: Job) -> tuple[RunFolder, dict[str, float]]:
+        """Train a job; its folder and CPU seconds, those of the observations apart."""
+        prepared = prepare(job)
+        run = self._audited(prepared, shared=folder == "real")
+        start = time.process_time()
+        with seconds_in(BehaviourObserver, "_observe") as observing:
+            train_prepared(prepared, Progress.silent())
+        seconds = time.process_time() - start
+        return run, {"seconds": round(seconds - sum(observing), 1), "observing_seconds": round(sum(observing), 1)}
+
+    def _audited(self, prepared: Prepared, *, shared: bool = True) -> RunFolder:
+        """The job's audit; copied from the run's first one where the data are the same."""
+        job, first = prepared.job, self.folder / "audit"
+        if shared and first.exists() and not job.run.path.exists():
+            shutil.copytree(first, job.run.path)
+        run = audit_prepared(prepared, Progress.silent())
+        if shared and not first.exists():
+            shutil.copytree(run.path, first)
+        return run
+
+    def baselines(self) -> None:
+        """Scores a behaviour that the audit gives, and the pilot's own losses."""
+        methods = self.result["methods"]
+        if "distinguishability alone" in methods:
+            return
+        prepared = prepare(self.job("real"))
+        run, observed = load_run(self.folder / "real"), self.observed()
+        rows = run.read_table("behaviours").to_pylist()  # pyright: ignore
+        scores = {
+            "distinguishability alone": {
+                row["behaviour"]: row["distinguishability"] for row in rows if row["split"] == "train"
+            },
+            "behaviour kernel": run.record["audit"]["initial_rates"],
+            "naive kernel": naive_kernel(prepared),
+        }
+        for name, values in scores.items():
+            methods[name] = {"cost": 0.0, **ranked(values, observed), "scores": rounded(values)}
+        self.save()
+
+    def try_method(self, method: Method) -> None:
+        """Forecast the run, or train its rival, unless that is done."""
+        if method.name in self.result["methods"]:
+            return
+        print(f"{self.run.name}: {method.name}", flush=True)
+        (self.forecast if isinstance(method, Forecast) else self.shorten)(method)  # pyright: ignore
+        self.describe(method)
+        end = self.result["methods"][method.name]["end"]
+        print({key: value for key, value in end.items() if key != "intervals"}, flush=True)
+
+    def forecast(self, method: Forecast) -> None:
+        """Forecast from the start or from the real run's own beginning."""
+        job = self.job(
+            method.folder,
+            observe_pairs=method.pairs,
+            twin_pairs=method.pairs,
+            factor_rank=method.rank,
+            pilot_fraction=method.pilot,
+            relinearise_every=self.run.steps // method.passes if method.passes > 1 else 0,
+        )
+        prepared = prepare(job)
+        run = self._audited(prepared)
+        pilot_steps = round(method.pilot * self.run.steps)
+        if method.pilot:
+            self._lay_pilot(prepared, pilot_steps)
+        start = time.process_time()
+        forecast_prepared(prepared, Progress.silent())
+        seconds = time.process_time() - start
+        anchors = sorted(int(step) for step in run.record["forecast"]["anchors"])
+        rows = len(anchors) * method.pairs * BEHAVIOURS + pilot_steps * BATCH
+        self.result["methods"][method.name] = {
+            **method._asdict(),
+            "anchors": anchors,
+            "rows": rows,
+            "cost": round(rows / (self.run.steps * BATCH), 4),
+            "seconds": round(seconds, 1),
+            "audit_rows_forward": BEHAVIOURS * ROWS,
+        }
+        for anchor in run.path.glob("features/step-*"):
+            shutil.rmtree(anchor)
+
+    def _lay_pilot(self, prepared: Prepared, steps: int) -> None:
+        """The real run's beginning as this job's pilot, which would train the very same steps."""
+        run, real = prepared.job.run, load_run(self.folder / "real")
+        shutil.copytree(real.path / f"checkpoint-{steps}", run.path / "pilot" / "checkpoint", dirs_exist_ok=True)
+        arrays = real.read_arrays("observed_pairs")
+        assert arrays is not None
+        place = {int(pair): index for index, pair in enumerate(arrays["pair_id"])}
+        members = [place[int(pair)] for pair in prepared.pairs.pair_id[prepared.observed]]
+        known = arrays["steps"] <= steps
+        run.write_arrays("pilot/observed", steps=arrays["steps"][known], margins=arrays["margins"][known][:, members])
+        key = training_key(prepared)
+        run.write_json("pilot/pilot.json", {"key": key, "fraction": prepared.job.ours.pilot_fraction, "step": steps})
+
+    def shorten(self, method: Shorter) -> None:
+        """Train the rival and compare its end with the run's."""
+        steps = round(method.share * self.run.steps)
+        more = {"observations": 2, "save_steps": 1.0}
+        job = self.job(method.folder, steps=steps, rate=method.rate_factor, rows=method.rows)
+        job = job_from(**{**job.explicit, **more})
+        run, seconds = self._really(job.run.path.name, job)
+        self.result["methods"][method.name] = {
+            **method._asdict(),
+            "rows": steps * BATCH,
+            "cost": round(steps / self.run.steps, 4),
+            **seconds,
+        }
+
+    def describe(self, method: Method) -> None:
+        """The figures of what was forecast or trained, from its folder."""
+        observed, lazy = self.observed(), lazy_step(self.observed())
+        end, run = observed.steps[-1], load_run(self.folder / method.folder)
+        if isinstance(method, Shorter):
+            said, last = course(run, "observed_pairs"), round(method.share * end)
+            found = {"end": fit(said, observed, end, last), "lazy": None, "losses": rounded(said.losses(last))}
+        else:
+            said, begun = course(run, "forecast_pairs"), round(method.pilot * end)
+            found = described(said, observed, after=begun)
+            if begun:
+                parts = {"end": end, "lazy": lazy if (lazy or 0) > begun else None}
+                self.result["methods"][f"persistence, {method.name}"] = {
+                    "cost": method.pilot,
+                    **{part: fit(said, observed, step, begun) if step else None for part, step in parts.items()},
+                }
+        self.result["methods"][method.name] |= found
+        self.save()
+
+    def ceiling(self) -> None:
+        """The run beside those of other seeds that are there."""
+        for seed in range(3):
+            other = self.work / self.run._replace(seed=seed).name / "real"
+            if seed != self.run.seed and (other / "observed_pairs.npz").exists():
+                found = {"cost": 1.0, **described(course(load_run(other), "observed_pairs"), self.observed())}
+                self.result["methods"][f"real run, seed {seed}"] = found
+        self.save()
+
+    def observed(self) -> Course:
+        """The real run."""
+        return course(load_run(self.folder / "real"), "observed_pairs")
+
+    def save(self) -> None:
+        """Write the result."""
+        (RESULTS / "fidelity").mkdir(parents=True, exist_ok=True)
+        write(f"fidelity/{self.run.name}", {key: value for key, value in self.result.items() if key != "machine"})
+
+
+def course(run: RunFolder, name: str) -> Course:
+    """forecast_pairs or observed_pairs of a run folder."""
+    arrays, table = run.read_arrays(name), run.read_table("pairs", ["pair_id", "behaviour"])
+    assert arrays is not None and table is not None
+    owner = dict(zip(table["pair_id"].to_pylist(), table["behaviour"].to_pylist(), strict=True))
+    behaviour = np.array([owner[int(pair)] for pair in arrays["pair_id"]])
+    return Course([int(step) for step in arrays["steps"]], arrays["pair_id"], behaviour, arrays["margins"])
+
+
+def naive_kernel(prepared: Prepared) -> dict[str, float]:
+    """Mean cosine of a behaviour's mean hidden state at the answer with those of all: likeness of texts, no answers."""
+    states = measure(prepared, features_of(prepared, Progress.silent())).first_state
+    names = np.unique(prepared.behaviour_of)
+    means = np.stack([np.asarray(states[np.flatnonzero(prepared.behaviour_of == name)]).mean(0) for name in names])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    return {str(name): float(value) for name, value in zip(names, (means @ means.T).mean(1), strict=True)}
+
+
+@contextmanager
+def seconds_in(owner: type, name: str) -> Iterator[list[float]]:
+    """CPU seconds of every call of a method meanwhile."""
+    original, found = getattr(owner, name), []
+
+    def timed(*arguments: Any, **keywords: Any) -> Any:
+        start = time.process_time()
+        try:
+            return original(*arguments, **keywords)
+        finally:
+            found.append(time.process_time() - start)
+
+    with patch.object(owner, name, timed):
+        yield found
+
+
+def commit() -> str:
+    """Of the source."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+def main() -> None:
+    """Run what of the plan is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("FORETUNE_DATA", "../shared/data")))
+    parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "foretune-fidelity")
+    parser.add_argument("--only", default="", help="runs whose names contain this")
+    parser.add_argument("--figures", action="store_true", help="train nothing: compute the figures of what is there")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    for run, methods in plan():
+        if options.only not in run.name:
+            continue
+        bench = Bench(run, options.data, options.work)
+        if options.figures:
+            for method in methods:
+                if method.name in bench.result["methods"]:
+                    bench.describe(method)
+            continue
+        bench.train()
+        bench.baselines()
+        for method in methods:
+            bench.try_method(method)
+        bench.ceiling()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Write docs/fidelity.md and its figure from results/fidelity/.
+
+python benchmarks/fidelity_page.py
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from math import log
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from harness import RESULTS
+
+DOCS = Path(__file__).parent.parent / "docs"
+HEAD = (
+    "| method | runs | cost | CPU s | Spearman, end | R², end | slope, end | Spearman, lazy | R², lazy | slope, lazy |"
+)
+RULE = "|---|---|---|---|---|---|---|---|---|---|"
+COLOURS = {"twin": "#3b7dd8", "pilot": "#2a9d6f", "persistence": "#a8752f", "shorter": "#d1495b", "seed": "#8a8f98"}
+KINDS = {"twin": "from step 0", "pilot": "from a pilot", "persistence": "the pilot's own losses"}
+KINDS |= {"shorter": "shorter real runs", "seed": "another seed"}
+FIGURES = ("spearman_loss", "margin_r2", "margin_slope")
+Result = dict[str, Any]
+Figures = dict[str, list[dict[str, Any]]]
+
+
+def main() -> None:
+    """Write both."""
+    results = [json.loads(path.read_text()) for path in sorted((RESULTS / "fidelity").glob("*.json"))]
+    tested = [result for result in results if result["run"]["mixture"].startswith("test")]
+    groups = defaultdict(list)
+    for result in tested:
+        run = result["run"]
+        groups[run["optim"], run["learning_rate"], run["steps"]].append(result)
+    parts = [(DOCS / "fidelity.in.md").read_text()]
+    main_group = groups["adamw_torch", 2e-4, 120]
+    (DOCS / "fidelity.svg").write_text(figure(by_method(main_group)))
+    for (optim, rate, steps), members in sorted(groups.items(), key=lambda item: item[1] is not main_group):
+        parts += section(f"{optim} {rate:g}, {steps} steps", members)
+    tuning = [result for result in results if result not in tested]
+    if tuning:
+        parts += section("Tuning mixtures: what the defaults were chosen on", tuning)
+    (DOCS / "fidelity.md").write_text("\n".join(parts).rstrip() + "\n")
+
+
+def section(title: str, members: list[Result]) -> Iterator[str]:
+    """One table."""
+    ends = [result["observed"]["mean_loss"][-1] for result in members]
+    seconds = median(result["observed"]["seconds"] for result in members)
+    mixtures = sorted({result["run"]["mixture"] for result in members})
+    runs = f"{len(members)} runs" if len(members) > 1 else "one run"
+    yield f"\n## {title}\n"
+    yield (
+        f"{runs[0].upper()}{runs[1:]} ({', '.join(mixtures)}); the mean loss ends at "
+        f"{' / '.join(f'{end:.3f}' for end in ends)}; the run itself takes {seconds:.0f} CPU seconds.\n"
+    )
+    yield HEAD
+    yield RULE
+    for name, found in sorted(by_method(members).items(), key=lambda item: order(item[0], item[1])):
+        cells = [cell(found, part, key) for part in ("end", "lazy") for key in FIGURES]
+        cost = median(entry["cost"] for entry in found)
+        took = [entry["seconds"] for entry in found if "seconds" in entry]
+        seconds_taken = f"{median(took):.0f}" if took else "–"
+        yield f"| {name} | {len(found)} | {cost:.2f} | {seconds_taken} | {' | '.join(cells)} |"
+
+
+def by_method(members: list[Result]) -> Figures:
+    """What is known of each method; other seeds are one method."""
+    found: Figures = defaultdict(list)
+    for result in members:
+        for name, entry in result["methods"].items():
+            found["real run, another seed" if name.startswith("real run, seed") else name].append(entry)
+    return found
+
+
+def kind(name: str) -> str | None:
+    """Which colour; None: a baseline without margins."""
+    if name == "real run, another seed":
+        return "seed"
+    return {"twin": "twin", "pilo": "pilot", "pers": "persistence", "real": "shorter"}.get(name[:4])
+
+
+def order(name: str, found: list[dict[str, Any]]) -> tuple[int, float, str]:
+    """Baselines, forecasts by cost, shorter runs by cost, other seeds."""
+    kinds = [None, "persistence", "twin", "pilot", "shorter", "seed"]
+    return kinds.index(kind(name)), median(entry["cost"] for entry in found), name
+
+
+def cell(found: list[dict[str, Any]], part: str, key: str) -> str:
+    """Median over runs, with the medians of the bounds of their intervals."""
+    entries = [entry[part] for entry in found if entry.get(part) and entry[part].get(key) is not None]
+    if not entries:
+        return "–"
+    bounds = [median(entry["intervals"][key][side] for entry in entries) for side in (0, 1)]
+    return f"{median(entry[key] for entry in entries):.2f} ({bounds[0]:.2f} to {bounds[1]:.2f})"
+
+
+def figure(methods: Figures) -> str:
+    """Spearman and R² at the end against cost, one dot a run, and over the run."""
+    panels = [("Spearman of the losses, end", "spearman_loss"), ("margin R², end", "margin_r2")]
+    parts = [svg_open(940, 400)]
+    for place, (title, key) in enumerate(panels):
+        left = 60 + place * 460
+        parts += axes(left, title)
+        for name, found in methods.items():
+            if (group := kind(name)) is None:
+                continue
+            values = [entry["end"][key] for entry in found if entry["end"].get(key) is not None]
+            cost = median(entry["cost"] for entry in found)
+            parts += dots(left, cost, values, COLOURS[group], name)
+    for place, (group, words) in enumerate(KINDS.items()):
+        x = 60 + place * 175
+        parts.append(f'<circle cx="{x}" cy="384" r="5" fill="{COLOURS[group]}"/>')
+        parts.append(f'<text x="{x + 10}" y="388">{words}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+LEFT, WIDTH, TOP, HEIGHT = 0.04, 400, 30, 290
+
+
+def across(left: float, cost: float) -> float:
+    """Costs of 0.04 to 4, logarithmic."""
+    return left + WIDTH * log(max(cost, LEFT) / LEFT) / log(100)
+
+
+def down(value: float) -> float:
+    """Values of 0 to 1."""
+    return TOP + HEIGHT * (1 - max(0.0, min(1.0, value)))
+
+
+def svg_open(width: int, height: int) -> str:
+    """The drawing's head: readable in light and dark pages."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
+        f'font-size="12" fill="#444"><rect width="{width}" height="{height}" fill="#fff"/>'
+    )
+
+
+def axes(left: float, title: str) -> Iterator[str]:
+    """A panel's frame, lines and labels."""
+    yield f'<text x="{left}" y="18" font-weight="bold">{title}</text>'
+    for value in (0, 0.25, 0.5, 0.75, 1):
+        y = down(value)
+        yield f'<line x1="{left}" x2="{left + WIDTH}" y1="{y}" y2="{y}" stroke="#ddd"/>'
+        yield f'<text x="{left - 6}" y="{y + 4}" text-anchor="end">{value:g}</text>'
+    for cost in (0.05, 0.1, 0.2, 0.5, 1, 2, 4):
+        x = across(left, cost)
+        yield f'<line x1="{x}" x2="{x}" y1="{TOP + HEIGHT}" y2="{TOP + HEIGHT + 4}" stroke="#444"/>'
+        yield f'<text x="{x}" y="{TOP + HEIGHT + 18}" text-anchor="middle">{cost:g}</text>'
+    yield f'<text x="{left + WIDTH / 2}" y="{TOP + HEIGHT + 36}" text-anchor="middle">cost, in real runs</text>'
+
+
+def dots(left: float, cost: float, values: list[float], colour: str, name: str) -> Iterator[str]:
+    """A method's runs, and a ring at their median."""
+    x = across(left, cost)
+    for value in values:
+        yield f'<circle cx="{x:.1f}" cy="{down(value):.1f}" r="3" fill="{colour}" fill-opacity="0.45"/>'
+    if values:
+        middle = median(values)
+        yield (
+            f'<circle cx="{x:.1f}" cy="{down(middle):.1f}" r="6" fill="none" stroke="{colour}" stroke-width="2">'
+            f"<title>{name}: {middle:.2f} at {cost:.2f}</title></circle>"
+        )
+
+
+if __name__ == "__main__":
+    main()
