@@ -82,7 +82,7 @@ class ForetuneArguments:
         },
     )
     factor_rank: int = field(
-        default=8, metadata={"help": "Outer products kept of each pair's gradient in each adapted layer."}
+        default=4, metadata={"help": "Outer products kept of each pair's gradient in each adapted layer."}
     )
     twin_coordinates: int = field(
         default=200_000,
