@@ -54,19 +54,20 @@ def differentiate_head(
     pulled = _sparse_gradient(head, states, targets, (sign * head.slope(token_logits)) * ~needed[targets.state])
     place = needed.cumsum(0) - 1
     target_place = torch.where(needed[targets.state], place[targets.state], -1)
-    step = states_at_once(head)
+    step, curved = states_at_once(head), head.scale != 1.0 or head.softcap is not None
     for block, chunk in enumerate(needed.nonzero()[:, 0].split(step)):
         logits = head.logits(states[chunk]).to(exact)
         largest = logits.amax(-1, keepdim=True)
-        residual = (logits - largest).exp_()
+        slope = head.slope(logits) if curved else None
+        residual = logits.sub_(largest).exp_()
         total = residual.sum(-1, keepdim=True)
         normaliser[chunk] = (largest + total.log())[:, 0]
         residual *= -count[chunk, None] / total
         row = target_place - block * step
         inside = (row >= 0) & (row < len(chunk))
         residual.index_put_((row[inside], targets.token[inside]), sign[inside], accumulate=True)
-        if head.scale != 1.0 or head.softcap is not None:
-            residual *= head.slope(logits)
+        if slope is not None:
+            residual *= slope
         pulled[chunk] = torch.nn.functional.linear(residual.to(head.weight.dtype), head.weight.T)
         if receive is not None:
             receive(owner[chunk], states[chunk], residual)
