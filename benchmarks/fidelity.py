@@ -118,7 +118,8 @@ class Shorter(NamedTuple):
 
 FEW = [Forecast(), Forecast(pilot=0.1), Forecast(passes=5), Forecast(pilot=0.2), Forecast(pilot=0.05)]
 ALL = [Forecast(pairs=100), Forecast(pilot=0.1, pairs=100), Forecast(pilot=0.2, pairs=100)]
-PASSES = [Forecast(passes=10), Forecast(passes=15), Forecast(pilot=0.1, passes=5), Forecast(passes=5, pairs=100)]
+PASSES = [Forecast(passes=5, pairs=100), *(Forecast(pilot=pilot, passes=5, pairs=100) for pilot in (0.1, 0.2))]
+MORE_PASSES = [Forecast(passes=10), Forecast(passes=10, pairs=100), Forecast(pilot=0.1, passes=5)]
 SHORTER = [Shorter(0.1), Shorter(0.2), Shorter(0.1, 5.0), Shorter(0.2, 5.0)]
 CHOICES = [
     *(Forecast(rank=rank) for rank in (4, 8, 16)),
@@ -130,17 +131,17 @@ Method = Forecast | Shorter
 
 def plan() -> Iterator[tuple[Run, list[Method]]]:
     """Runs and what is tried on them, in the order of their worth."""
-    yield Run("test-0", 0), [*FEW, *ALL]
-    yield Run("tuning-0", 0), [*CHOICES]
-    yield Run("test-0", 0), [*SHORTER]
+    yield Run("test-0", 0), [*FEW, *ALL, *PASSES, *SHORTER]
     for seed in (1, 2):
-        yield Run("test-0", seed), [*FEW[:3], *ALL, *SHORTER]
-    yield Run("test-0", 0), [*PASSES, Shorter(0.5), Shorter(rows=30)]
-    for seed in (0, 1, 2):
-        yield Run("test-1", seed), [*FEW[:3], *ALL, *SHORTER]
-    yield Run("test-0", 0, steps=500), [*FEW, *ALL, Forecast(passes=10), *SHORTER]
+        yield Run("test-0", seed), [*FEW[:3], *ALL, *PASSES, *SHORTER]
+    yield Run("tuning-0", 0), [*CHOICES, *PASSES, *MORE_PASSES]
+    yield Run("test-1", 0), [*FEW[:3], *ALL, *PASSES, *SHORTER]
+    yield Run("test-0", 0), [*MORE_PASSES, Shorter(0.5), Shorter(rows=30)]
+    yield Run("test-0", 0, steps=500), [*FEW, *ALL, *PASSES, *SHORTER]
     for rate in (1e-4, 4e-4):
-        yield Run("test-0", 0, learning_rate=rate), [*FEW[:3], *ALL]
+        yield Run("test-0", 0, learning_rate=rate), [*FEW[:3], *ALL, *PASSES]
+    for seed in (1, 2):
+        yield Run("test-1", seed), [*FEW[:3], *ALL, *PASSES, *SHORTER]
 
 
 def split_of(behaviour: str) -> str:

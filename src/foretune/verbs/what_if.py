@@ -108,10 +108,11 @@ def what_if(
     """
     twin = run if isinstance(run, StoredTwin) else StoredTwin(run)
     job = _changed_job(twin, arguments)
-    rows = _rows(twin, drop, rows_per_behaviour)
-    changed_weights = _weights(twin, rows, weight or {})
+    rows, weights, flipped = changed_rows(
+        twin, drop=drop, weight=weight, rows_per_behaviour=rows_per_behaviour, label_noise=label_noise
+    )
     loss, factors = _objective(twin, job, objective, rows)
-    factors[_flipped(twin, rows, label_noise)] *= -1
+    factors[flipped] *= -1
     first = twin.anchors.first
     start = twin.anchors.get(first)
     assert start is not None
@@ -121,7 +122,7 @@ def what_if(
             job.training,
             loss,
             train_pairs=rows,
-            weights=changed_weights,
+            weights=weights,
             observed=twin.observed,
             observations=job.ours.observations,
             factors=factors,
@@ -132,6 +133,33 @@ def what_if(
         simulated = simulated.after(twin.base)
     pair_id = twin.pairs["pair_id"][twin.observed]
     return Answer(_compared(twin, simulated), simulated.steps, simulated.margins, pair_id)
+
+
+class ChangedRows(NamedTuple):
+    """What a changed run trains on; each of shape (rows,).
+
+    Attributes:
+        rows: indices of the training pairs that are left, in their order.
+        weights: their weights, mean 1.
+        flipped: whether chosen and rejected are exchanged.
+    """
+
+    rows: np.ndarray
+    weights: np.ndarray
+    flipped: np.ndarray
+
+
+def changed_rows(
+    twin: StoredTwin,
+    *,
+    drop: Collection[str] = (),
+    weight: Mapping[str, float] | None = None,
+    rows_per_behaviour: int | None = None,
+    label_noise: float = 0.0,
+) -> ChangedRows:
+    """The rows that `what_if` asks about; arguments and errors as there."""
+    rows = _rows(twin, drop, rows_per_behaviour)
+    return ChangedRows(rows, _weights(twin, rows, weight or {}), _flipped(twin, rows, label_noise))
 
 
 def _changed_job(twin: StoredTwin, arguments: dict[str, Any]) -> Job:
