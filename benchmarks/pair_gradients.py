@@ -17,11 +17,12 @@ import random
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
-from statistics import median
 
+import harness
 import torch
-from harness import machine
+from harness import machine, times_faster
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -51,7 +52,10 @@ class Worker:
     def ask(self, **request: object) -> dict:
         assert self._process.stdin is not None
         print(json.dumps(request), file=self._process.stdin, flush=True)
-        return self._answer()
+        answer = self._answer()
+        if "error" in answer:
+            raise SystemExit(answer["error"])
+        return answer
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -107,31 +111,28 @@ def agreement(workers: dict[str, Worker], folder: Path, data: str) -> dict[str, 
     return {name: float((own - expected).norm() / expected.norm()) for name, own in found.items()}
 
 
-def race(workers: dict[str, Worker], data: str, rounds: int, budgets: list[int]) -> dict:
-    """Seconds of each method, round by round, each at its best batch size."""
-    budget = {}
+def race(workers: dict[str, Worker], data: str, rounds: int, budgets: list[int], earlier: dict) -> dict:
+    """Seconds of each method, round by round, each at its best batch size, added to those of an `earlier` race."""
+    best = dict(earlier.get("best_budget", {}))
     for name, worker in workers.items():
+        if name in best:
+            worker.ask(data=data, budget=best[name], count=CHECKED)  # warm-up
+            continue
         options = budgets if name != "loop" else budgets[:1]  # a loop has no batches
         tried = {option: worker.ask(data=data, budget=option)["seconds"] for option in options}
-        budget[name] = min(tried, key=lambda option: tried[option])
-    seconds: dict[str, list[float]] = {name: [] for name in workers}
-    for _ in range(rounds):
-        for name, worker in workers.items():
-            seconds[name].append(worker.ask(data=data, budget=budget[name])["seconds"])
-    rivals = [name for name in workers if name != "foretune"]
-    faster = {
-        name: median(theirs / ours for theirs, ours in zip(seconds[name], seconds["foretune"], strict=True))
-        for name in rivals
-    }
+        best[name] = min(tried, key=lambda option: tried[option])
+    methods = {name: partial(worker.ask, data=data, budget=best[name]) for name, worker in workers.items()}
+    seconds = harness.race(methods, rounds=rounds, earlier=earlier.get("seconds"), warm_up=False)
+    faster = times_faster(seconds, "foretune")
     return {
         "seconds": seconds,
-        "best_budget": budget,
+        "best_budget": best,
         "times_faster_than": faster,
-        "times_faster_than_fastest": min(faster.values()),
+        "times_faster_than_fastest": min(found["median"] for found in faster.values()),
     }
 
 
-def compare(folder: Path, dtype: str, sources: list[str], given: argparse.Namespace) -> dict:
+def compare(folder: Path, dtype: str, sources: list[str], given: argparse.Namespace, earlier: dict) -> dict:
     """Agreement and speed of all methods that can be imported, by data set."""
     python = {"dattri-llm": given.peer_python, "bergson": given.peer_python}
     names = ("foretune", "dattri-llm", "bergson", "loop")
@@ -144,7 +145,7 @@ def compare(folder: Path, dtype: str, sources: list[str], given: argparse.Namesp
         if "agreement" in given.parts:
             found[data]["distance_from_loop"] = agreement(workers, folder, data)
         if "race" in given.parts:
-            found[data] |= race(workers, data, given.rounds, given.budgets)
+            found[data] |= race(workers, data, given.rounds, given.budgets, earlier.get(data, {}) if given.add else {})
     for worker in workers.values():
         worker.close()
     return found
@@ -175,6 +176,7 @@ def main() -> None:
     parser.add_argument("--persona_pairs", type=int, default=64)
     parser.add_argument("--hh_pairs", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--add", action="store_true", help="add rounds to the recorded ones, instead of starting anew")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=list(SOURCES))
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
@@ -192,13 +194,12 @@ def main() -> None:
             "criteria": {"times_faster_than_fastest": ">= 3", "memory_ratio": "<= 1.25"},
             "num_parameters": job["num_parameters"],
             "lora": LORA,
-            "rounds": given.rounds,
             "machine": machine(),
         }
         for dtype in given.dtypes:
             found = result.setdefault(dtype, {})
             if set(given.parts) & {"agreement", "race"}:
-                for data, entry in compare(folder, dtype, list(counts), given).items():
+                for data, entry in compare(folder, dtype, list(counts), given, found).items():
                     found[data] = found.get(data, {}) | job["data"][data] | entry
             if "memory" in given.parts:
                 for data in counts:

@@ -126,17 +126,11 @@ def gradients() -> Iterator[str]:
     for dtype in ("bfloat16", "float32"):
         for data, study in found.get(dtype, {}).items():
             faster = study.get("times_faster_than", {})
-            cells = [against(faster, name) for name in ("dattri-llm", "bergson", "loop")]
-            memory = f"{study['memory']['ratio']:.2f}" if "memory" in study else "–"
+            cells = [ratio(faster[name], 3.0) if name in faster else "–" for name in ("dattri-llm", "bergson", "loop")]
+            peak = study["memory"]["ratio"] if "memory" in study else None
+            memory = "–" if peak is None else f"{peak:.2f}" if peak <= 1.25 else f"**{peak:.2f}: missed (1.25)**"
             yield f"| {data}, {dtype} | {study.get('num_pairs', '–')} | {' | '.join(cells)} | {memory} |"
     yield ""
-
-
-def against(faster: dict[str, float], name: str) -> str:
-    """How many times as fast as a peer, – where it was not there."""
-    if name not in faster:
-        return "–"
-    return f"{faster[name]:.1f}" if faster[name] >= 3 else f"**{faster[name]:.1f}: missed (3)**"
 
 
 def memory() -> Iterator[str]:
