@@ -38,7 +38,8 @@ from foretune.verbs.forecast import forecast_prepared
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, prepare
 from foretune.verbs.progress import Progress
-from foretune.verbs.train import train_prepared, training_key
+from foretune.verbs.real_run import training_key
+from foretune.verbs.train import train_prepared
 
 CRITERIA = {
     "a run counts if its mean loss ends at": "<= 0.60",

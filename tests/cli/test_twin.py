@@ -78,6 +78,31 @@ def test_a_pilot_is_the_beginning_of_the_run_and_of_the_forecast(trained, tiny_f
     assert found["margin_r2"] > 0.99
 
 
+def test_the_rest_is_forecast_anew_while_it_trains(trained, tiny_folder, persona_file, tmp_path):
+    out = tmp_path / "run"
+    assert run("forecast", *command(tiny_folder, persona_file, out)) == 0
+    before = load_run(out).read_arrays("forecast_pairs")
+    assert run("train", "--output_dir", str(out), "--forecast_at", "0.5", "0.25") == 0
+    assert run("train", "--output_dir", str(out)) == 0  # the same run: nothing is left to do
+    assert run("verify", "--output_dir", str(out)) == 0
+    folder = load_run(out)
+    observed, alone = (load_run(path).read_arrays("observed_pairs") for path in (out, trained))
+    np.testing.assert_allclose(observed["margins"], alone["margins"], atol=1e-5)
+    np.testing.assert_array_equal(before["margins"], folder.read_arrays("forecast_pairs")["margins"])
+    assert [entry["step"] for entry in folder.record["revisions"]] == [3, 6]
+    found = folder.read_json("verification.json")
+    assert [entry["step"] for entry in found["revisions"]] == [3, 6]
+    assert found["revisions"][1]["loss_mae"] < found["revisions"][0]["loss_mae"] < 1e-2
+    assert not (out / "revisions").exists()
+    assert "forecast made after step 6" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("flags", [("--forecast_at", "1.5"), ("--forecast_at", "0.5", "--trainable", "unembedding")])
+def test_shares_that_cannot_be_forecast_at_are_refused(tiny_folder, persona_file, tmp_path, capsys, flags):
+    assert run("train", *command(tiny_folder, persona_file, tmp_path / "run", *flags)) == 2
+    assert "forecast_at" in capsys.readouterr().err
+
+
 def test_bands_hold_runs_with_other_batch_orders(tiny_folder, persona_file, tmp_path):
     out = tmp_path / "run"
     assert run("forecast", *command(tiny_folder, persona_file, out, "--band_runs", "6")) == 0

@@ -121,6 +121,9 @@ def verification_rows(folder: RunFolder) -> list[tuple[str, str, str]]:
             low, high = folder.verification.get(f"{key}_low"), folder.verification.get(f"{key}_high")
             interval = f" ({number(low, 2)} to {number(high, 2)})" if low is not None and high is not None else ""
             rows.append((name, number(value, 3) + interval, how))
+    for revision in folder.verification.get("revisions") or []:
+        value = f"{number(revision['spearman_loss'], 2)}, error {number(revision['loss_mae'], 3)}"
+        rows.append((f"forecast made after step {revision['step']}", value, "order and mean error of the final losses"))
     return rows
 
 

@@ -26,7 +26,7 @@ from foretune.verbs.audit import audit_prepared, features_key, features_of, meas
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, prepare
 from foretune.verbs.progress import Progress
-from foretune.verbs.train import pilot
+from foretune.verbs.real_run import pilot
 from foretune.verbs.twin import Lineariser, stand_ins
 
 WHAT_IS_FORECAST = {
@@ -73,17 +73,7 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         return run
     write_command(job)
     progress.say("forecast: preparing …")
-    lineariser = None if job.twin == "output_layer" else Lineariser(prepared, progress)
-    try:
-        problem = (
-            twin_problem(prepared, objective, progress, lineariser)
-            if lineariser
-            else output_layer_problem(prepared, objective, progress)
-        )
-        result = forecast_run(problem, progress=lambda what: progress.say(f"forecast: {what} …"))
-    finally:
-        if lineariser:
-            lineariser.leave()
+    problem, result, lineariser = simulated(prepared, objective, progress)
     run.write_table("forecast", result.rows)
     run.write_arrays(
         "forecast_pairs",
@@ -105,6 +95,25 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     for note in section["notes"]:
         progress.say(note)
     return run
+
+
+def simulated(
+    prepared: Prepared, objective: Objective, progress: Progress, *, folder: str = "."
+) -> tuple[ForecastProblem, Forecast, Lineariser | None]:
+    """Forecast the run of an audited job; pilot and features of a twin are kept below `folder` of the run folder."""
+    job = prepared.job
+    lineariser = None if job.twin == "output_layer" else Lineariser(prepared, progress, job.run.path / folder)
+    try:
+        problem = (
+            twin_problem(prepared, objective, progress, lineariser, pilot_folder=f"{folder}/pilot")
+            if lineariser
+            else output_layer_problem(prepared, objective, progress)
+        )
+        result = forecast_run(problem, progress=lambda what: progress.say(f"forecast: {what} …"))
+    finally:
+        if lineariser:
+            lineariser.leave()
+    return problem, result, lineariser
 
 
 def _trust(prepared: Prepared, problem: ForecastProblem, result: Forecast) -> dict[str, Any]:
@@ -165,11 +174,12 @@ def _common(prepared: Prepared, objective: Objective) -> tuple[Any, ...]:
 
 
 def twin_problem(
-    prepared: Prepared, objective: Objective, progress: Progress, lineariser: Lineariser
+    prepared: Prepared, objective: Objective, progress: Progress, lineariser: Lineariser, *, pilot_folder: str
 ) -> ForecastProblem:
     """The run of adapters or all weights, in first order around where features were taken."""
     job, features = prepared.job, features_of(prepared, progress)
-    begun = pilot(prepared, progress) if job.ours.pilot_fraction else None
+    share = job.ours.pilot_fraction
+    begun = pilot(prepared, progress, fraction=share, folder=pilot_folder) if share else None
     if begun is None:
         margins = lineariser.at(0)
     else:
@@ -244,6 +254,7 @@ def forecast_key(prepared: Prepared) -> str:
 # Arguments that change no number of a forecast.
 IRRELEVANT = {
     *("output_dir", "report_to", "run_name", "disable_tqdm", "logging_steps", "save_steps", "resume_from_checkpoint"),
+    "forecast_at",
 }
 
 

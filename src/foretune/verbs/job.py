@@ -113,6 +113,13 @@ class ForetuneArguments:
             "help": "Train this share of the steps really and forecast the rest; `foretune train` goes on from there."
         },
     )
+    forecast_at: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Shares of the steps after which `foretune train` takes features of the model as it is then and "
+            "forecasts the rest anew, e.g. 0.1 0.3."
+        },
+    )
     sketch_dim: int = field(
         default=4096, metadata={"help": "Length of the sketched gradient kept for each pair (error ~ 1/sqrt of it)."}
     )
@@ -280,6 +287,13 @@ def job_from(**explicit: Any) -> Job:
         raise UserError(f"trainable '{job.trainable}' is none of {', '.join(TRAINABLE)}.")
     if job.ours.band_runs == 1 or job.ours.band_runs < 0:
         raise UserError(f"band_runs is {job.ours.band_runs}: a band needs at least 2 runs, 0 leaves it out.")
+    if any(not 0 < share < 1 for share in job.ours.forecast_at or []):
+        raise UserError(f"forecast_at {job.ours.forecast_at}: each must lie between 0 and 1, a share of the steps.")
+    if job.twin == "output_layer" and (job.ours.pilot_fraction or job.ours.forecast_at):
+        raise UserError(
+            "--pilot_fraction and --forecast_at take features of a model that has changed; those of the output layer "
+            "stay as they are: leave them out, or forecast adapters or all weights."
+        )
     if job.training.truncation_mode != "keep_start":
         raise UserError("truncation_mode keep_end is deprecated in TRL and not supported here: use keep_start.")
     return job

@@ -1,5 +1,6 @@
 """What every verb needs first: data, model, and pairs encoded as training encodes them."""
 
+import shutil
 import time
 from itertools import chain
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from foretune.errors import UserError
 from foretune.models.encoding import Lost, encode
 from foretune.models.load import LoadedModel, load_model, weights_hash
 from foretune.models.pairs import EncodedPairs
+from foretune.records import RunFolder
 from foretune.records.provenance import pairs_hash, sha256_of
 from foretune.verbs.job import Job
 
@@ -110,8 +112,8 @@ def prepare(job: Job) -> Prepared:
         UserError: no training pair is left.
     """
     processes.check_shared(job.run.path)
-    if job.ours.restart and job.run.stages:
-        job.run.update_record(stages={})
+    if job.ours.restart:
+        processes.on_main(lambda: discard(job.run))
     data = job.load_data()
     loaded = load_reference(job)
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
@@ -142,6 +144,15 @@ def prepare(job: Job) -> Prepared:
             " tokens there are; raise --max_length or use a model with a longer context."
         )
     return Prepared(job, data, loaded, pairs, counts, weights_hash(loaded.model), pairs_hash(pairs))
+
+
+def discard(run: RunFolder) -> None:
+    """Forget every stage of a run folder, and the training in it."""
+    if run.stages:
+        run.update_record(stages={}, revisions=[])
+    for name in ("checkpoint-*", "observations", "rows", "pilot", "revisions"):
+        for old in run.path.glob(name):
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def template_hash(loaded: LoadedModel) -> str:

@@ -1,31 +1,23 @@
 """`train`: the real run, with TRL, every behaviour measured on the way."""
 
-import os
 import shutil
-import warnings
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from transformers import TrainerCallback
-from trl import get_quantization_config
 
 from foretune import processes
 from foretune.dynamics.curves import curve_rows
-from foretune.dynamics.simulated_run import SimulatedRun
 from foretune.errors import UserError
 from foretune.objectives import DPO
 from foretune.objectives.base import Objective
 from foretune.records import RunFolder
-from foretune.records.provenance import sha256_of
-from foretune.training.build import lora_config, prepare_trainable
 from foretune.training.observer import BehaviourObserver
-from foretune.training.terminal import TrainingBar, quieten
-from foretune.training.trainer import PreferenceTrainer
-from foretune.verbs.audit import audit_prepared, features_key, write_command
+from foretune.verbs.audit import audit_prepared
 from foretune.verbs.job import Job, job_from
-from foretune.verbs.prepare import Prepared, Stopwatch, load_reference, prepare
+from foretune.verbs.prepare import Prepared, Stopwatch, prepare
 from foretune.verbs.progress import Progress
+from foretune.verbs.real_run import margins_of, run_trainer, training_key
+from foretune.verbs.revise import revise
 
 
 def train(job: Job | None = None, *, progress: Progress | None = None, **arguments: Any) -> RunFolder:
@@ -55,7 +47,9 @@ def train_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     if run.stage_key("train") == key:
         progress.say("train: already in the run folder.")
         return run
-    trainer, observer = _train(prepared, progress)
+    for share in sorted(job.ours.forecast_at or []):
+        revise(prepared, share, progress)
+    trainer, observer = run_trainer(prepared, progress)
     trainer.save_model(str(run.path))
     _write_observations(prepared, run, observer)
     processes.on_main(lambda: shutil.rmtree(run.path / "rows", ignore_errors=True))
@@ -74,172 +68,11 @@ def train_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     return run
 
 
-def _train(
-    prepared: Prepared, progress: Progress, callback: TrainerCallback | None = None
-) -> tuple[PreferenceTrainer, BehaviourObserver]:
-    """Run the trainer, from the run folder's last checkpoint if there is one, until its end or a callback stops it."""
-    job, run = prepared.job, prepared.job.run
-    checkpoint = processes.on_main(lambda: _checkpoint(job, run, training_key(prepared)))
-    write_command(job)
-    observer = BehaviourObserver(
-        [prepared.pairs[index] for index in prepared.observed],
-        count=job.ours.observations,
-        folder=run.path / "observations",
-        beta=job.training.beta,
-        packed=packed(prepared),
-    )
-    trainer = build_trainer(prepared)
-    observer.log = trainer.log_observation
-    trainer.add_callback(observer)
-    if callback is not None:
-        trainer.add_callback(callback)
-    quieten(trainer)
-    progress.say(f"train: {job.trainable}, {'continuing from ' + checkpoint if checkpoint else 'from the start'} …")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    return trainer, observer
-
-
-class Pilot(NamedTuple):
-    """The beginning of a run, really trained.
-
-    Attributes:
-        step: where it stopped.
-        checkpoint: what the trainer saved there.
-        past: margins of the observed pairs on the way.
-    """
-
-    step: int
-    checkpoint: Path
-    past: SimulatedRun
-
-
-def pilot(prepared: Prepared, progress: Progress) -> Pilot:
-    """Train the first `pilot_fraction` of the steps; `train` goes on from there.
-
-    Raises:
-        UserError: the run folder's training is past that step already.
-    """
-    job, run = prepared.job, prepared.job.run
-    folder, key = run.path / "pilot", training_key(prepared)
-    kept = run.read_json("pilot/pilot.json") or {}
-    if (kept.get("key"), kept.get("fraction")) != (key, job.ours.pilot_fraction):
-        stop = _StopAt(job.ours.pilot_fraction)
-        trainer, observer = _train(prepared, progress, stop)
-        if trainer.state.global_step != stop.step:
-            raise UserError(
-                f"{run.path} holds training up to step {trainer.state.global_step}, past the pilot's end at step "
-                f"{stop.step}: choose another --output_dir, or pass --restart True to train anew."
-            )
-        kept = {"key": key, "fraction": job.ours.pilot_fraction, "step": stop.step}
-        processes.on_main(lambda: _keep_pilot(run, folder, kept, observer))
-        trainer.end()
-    arrays = run.read_arrays("pilot/observed")
-    assert arrays is not None
-    past = SimulatedRun(arrays["steps"].tolist(), arrays["margins"], [], kept["step"])
-    return Pilot(kept["step"], folder / "checkpoint", past)
-
-
-def _keep_pilot(run: RunFolder, folder: Path, kept: dict[str, Any], observer: BehaviourObserver) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    # links: the trainer removes its older checkpoints, this one is needed as long as there is a forecast
-    shutil.copytree(run.path / f"checkpoint-{kept['step']}", folder / "checkpoint", copy_function=_link)
-    steps = sorted(observer.observations)
-    run.write_arrays("pilot/observed", steps=np.array(steps), margins=_margins(observer, steps))
-    run.write_json("pilot/pilot.json", kept)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-class _StopAt(TrainerCallback):
-    """Save and stop after a share of the steps."""
-
-    def __init__(self, fraction: float) -> None:
-        self._fraction = fraction
-        self.step = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.step = min(max(1, round(self._fraction * state.max_steps)), state.max_steps)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= self.step:
-            control.should_save = control.should_training_stop = True
-
-
-def build_trainer(prepared: Prepared) -> PreferenceTrainer:
-    """The trainer that `trl dpo` would build from the same arguments, with behaviours and weights."""
-    job = prepared.job
-    model = load_reference(job, to_train=True).model
-    prepare_trainable(model, job.trainable)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return PreferenceTrainer(
-            model=model,
-            args=job.training,
-            train_dataset=prepared.rows("train"),
-            eval_dataset=prepared.rows("test") if job.training.eval_strategy != "no" else None,
-            processing_class=prepared.loaded.tokenizer,
-            peft_config=lora_config(job.model, model) if job.trainable == "lora" else None,
-            quantization_config=get_quantization_config(job.model),
-            exact_head=job.trainable == "unembedding",
-            share_prompts=job.ours.share_prompts and packed(prepared),
-            callbacks=[TrainingBar()],
-        )
-
-
-def packed(prepared: Prepared) -> bool:
-    """Whether the audit found that prompts can be computed once."""
-    return bool(prepared.job.run.record["audit"]["probes"]["packed"])
-
-
-def training_key(prepared: Prepared) -> str:
-    """Everything the training run depends on."""
-    settings = {name: value for name, value in prepared.job.explicit.items() if name not in IRRELEVANT}
-    return sha256_of(features_key(prepared), prepared.job.trainable, settings)
-
-
-# Arguments that change no number of a training run.
-IRRELEVANT = {
-    *("output_dir", "report_to", "run_name", "disable_tqdm", "logging_steps", "resume_from_checkpoint"),
-    *("draws", "sketch_dim", "forecast_alone", "alone_mass"),
-    *("twin", "twin_pairs", "factor_rank", "twin_coordinates", "relinearise_every", "relinearise_tolerance"),
-    *("pilot_fraction", "band_runs"),
-}
-
-
-def _checkpoint(job: Job, run: RunFolder, key: str) -> str | None:
-    """The checkpoint to continue from; those of another run are refused, or removed with --restart."""
-    if job.ours.restart:
-        for old in [*run.path.glob("checkpoint-*"), run.path / "observations", run.path / "rows"]:
-            shutil.rmtree(old, ignore_errors=True)
-    named = job.training.resume_from_checkpoint
-    if isinstance(named, str) and named.lower() not in ("true", "false"):
-        return named
-    last = _last_checkpoint(run)
-    if last is not None and (run.read_json("training.json") or {}).get("key") != key:
-        raise UserError(
-            f"{run.path} holds checkpoints of a run with other settings: choose another --output_dir, or pass "
-            "--restart True to train anew."
-        )
-    run.write_json("training.json", {"key": key})
-    return last
-
-
-def _last_checkpoint(run: RunFolder) -> str | None:
-    """The newest complete checkpoint: trainer_state.json is what the trainer writes last."""
-    found = [path.parent for path in run.path.glob("checkpoint-*/trainer_state.json")]
-    return str(max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if found else None
-
-
 def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourObserver) -> None:
     steps = sorted(observer.observations)
     scores = np.stack([observer.observations[step] for step in steps])
     displacement = scores - scores[0]
-    margins = _margins(observer, steps)
+    margins = margins_of(observer, steps)
     members = prepared.observed
     rows = curve_rows(
         steps,
@@ -258,12 +91,6 @@ def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourO
         steps=np.array(steps),
         margins=margins,
     )
-
-
-def _margins(observer: BehaviourObserver, steps: list[int]) -> np.ndarray:
-    """Margins of the observed pairs against step 0, shape (steps, pairs)."""
-    scores = np.stack([observer.observations[step] for step in steps])
-    return (scores[:, 0] - scores[:, 1]) - (scores[0, 0] - scores[0, 1])
 
 
 def _objective(job: Job) -> Objective:

@@ -31,6 +31,7 @@ class Lineariser:
     Args:
         prepared: the job, audited.
         progress: where bars are shown.
+        folder: where features are kept.
 
     Attributes:
         measured: the pairs that features are taken of, shape (m,): all that are observed, and `twin_pairs` training
@@ -39,9 +40,9 @@ class Lineariser:
         keys: of the features that were taken, by step.
     """
 
-    def __init__(self, prepared: Prepared, progress: Progress) -> None:
+    def __init__(self, prepared: Prepared, progress: Progress, folder: Path) -> None:
         """Make the model as the trainer will make it; no features are taken yet."""
-        self._prepared, self._progress = prepared, progress
+        self._prepared, self._progress, self._folder = prepared, progress, folder
         self.measured = measured_pairs(prepared)
         self.place = stand_ins(prepared, self.measured)
         self._model = trained_model(prepared)
@@ -61,7 +62,7 @@ class Lineariser:
     @property
     def anchors(self) -> Anchors:
         """All features that were taken so far."""
-        return Anchors(self._prepared.job.run.path, self.keys, self._model.device)
+        return Anchors(self._folder, self.keys, self._model.device)
 
     def load(self, checkpoint: Path) -> None:
         """Give the model what a checkpoint of the run holds."""
@@ -83,14 +84,13 @@ class Lineariser:
         """
         for name, value in (parameters or {}).items():
             self._model.get_parameter(name).data.copy_(value)
-        job = self._prepared.job
         key = sha256_of(
             features_key(self._prepared),
             self.measured.tolist(),
             *self._form.settings,
             *(value.cpu().numpy().tobytes() for value in self._form.parameters().values()),
         )
-        store = anchor_store(job.run.path, step, key)
+        store = anchor_store(self._folder, step, key)
         with self._progress.bar(f"features after step {step}", len(self.measured)) as advance:
             pairs = _Some(self._prepared.pairs, self.measured)
             margin = self._form.measure(pairs, store, packed=self._packed, progress=advance)

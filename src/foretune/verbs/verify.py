@@ -6,7 +6,7 @@ from foretune.errors import UserError
 from foretune.records import RunFolder, load_run
 from foretune.records.provenance import sha256_of
 from foretune.verbs.progress import Progress
-from foretune.verification import compare
+from foretune.verification import compare, judge_revisions
 
 
 def verify(run: "RunFolder | str", *, split: str = "train", progress: Progress | None = None, **ours: Any) -> RunFolder:
@@ -43,7 +43,8 @@ def verify(run: "RunFolder | str", *, split: str = "train", progress: Progress |
         caveats=record["forecast"]["notes"] + record["train"]["notes"],
         **ours,
     )
-    folder.write_json("verification.json", found.as_json())
+    revisions = judge_revisions(record.get("revisions", []), tables["observed"].to_pylist(), split=split)
+    folder.write_json("verification.json", {**found.as_json(), "revisions": revisions})
     stages = [folder.stage_key("forecast"), folder.stage_key("train"), split]
     folder.finish_stage("verify", key=sha256_of(stages), seconds=0.0)
     (progress or Progress.silent()).say(f"verify: {found.sentence}")

@@ -132,6 +132,31 @@ def compare(
     )
 
 
+def judge_revisions(
+    revisions: Sequence[Mapping[str, Any]], observed: Sequence[Mapping[str, Any]], *, split: str
+) -> list[dict[str, float]]:
+    """How right the forecasts of the end were that were made while the run trained.
+
+    Args:
+        revisions: the record's section.
+        observed: rows of observed.parquet.
+        split: whose losses to compare.
+
+    Returns:
+        For each revision: the step it was made at, spearman_loss and loss_mae of the behaviours at the run's end.
+    """
+    curves = _curves(observed, split)
+    last = curves[max(curves)]
+    found = []
+    for revision in revisions:
+        said = {row["behaviour"]: row["loss"] for row in revision["end"] if row["split"] == split}
+        names = sorted(set(said) & set(last))
+        ours, theirs = [said[name] for name in names], [last[name]["loss"] for name in names]
+        error = float(np.abs(np.subtract(ours, theirs)).mean())
+        found.append({"step": revision["step"], "spearman_loss": spearman(ours, theirs), "loss_mae": error})
+    return found
+
+
 def _curves(rows: Sequence[Mapping[str, Any]], split: str) -> dict[int, dict[str, Mapping[str, Any]]]:
     curves: dict[int, dict[str, Mapping[str, Any]]] = {}
     for row in rows:

@@ -1,0 +1,194 @@
+"""The real run: TRL's trainer, observed, whole or in parts."""
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import TrainerCallback
+from trl import get_quantization_config
+
+from foretune import processes
+from foretune.dynamics.simulated_run import SimulatedRun
+from foretune.errors import UserError
+from foretune.records import RunFolder
+from foretune.records.provenance import sha256_of
+from foretune.training.build import lora_config, prepare_trainable
+from foretune.training.observer import BehaviourObserver
+from foretune.training.terminal import TrainingBar, quieten
+from foretune.training.trainer import PreferenceTrainer
+from foretune.verbs.audit import features_key, write_command
+from foretune.verbs.prepare import Prepared, load_reference
+from foretune.verbs.progress import Progress
+
+
+def run_trainer(
+    prepared: Prepared, progress: Progress, callback: TrainerCallback | None = None
+) -> tuple[PreferenceTrainer, BehaviourObserver]:
+    """Run the trainer, from the run folder's last checkpoint if there is one, until its end or a callback stops it."""
+    job, run = prepared.job, prepared.job.run
+    checkpoint = processes.on_main(lambda: _checkpoint(prepared))
+    write_command(job)
+    observer = BehaviourObserver(
+        [prepared.pairs[index] for index in prepared.observed],
+        count=job.ours.observations,
+        folder=run.path / "observations",
+        beta=job.training.beta,
+        packed=packed(prepared),
+    )
+    trainer = build_trainer(prepared)
+    observer.log = trainer.log_observation
+    trainer.add_callback(observer)
+    if callback is not None:
+        trainer.add_callback(callback)
+    quieten(trainer)
+    progress.say(f"train: {job.trainable}, {'continuing from ' + checkpoint if checkpoint else 'from the start'} …")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer, observer
+
+
+def build_trainer(prepared: Prepared) -> PreferenceTrainer:
+    """The trainer that `trl dpo` would build from the same arguments, with behaviours and weights."""
+    job = prepared.job
+    model = load_reference(job, to_train=True).model
+    prepare_trainable(model, job.trainable)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return PreferenceTrainer(
+            model=model,
+            args=job.training,
+            train_dataset=prepared.rows("train"),
+            eval_dataset=prepared.rows("test") if job.training.eval_strategy != "no" else None,
+            processing_class=prepared.loaded.tokenizer,
+            peft_config=lora_config(job.model, model) if job.trainable == "lora" else None,
+            quantization_config=get_quantization_config(job.model),
+            exact_head=job.trainable == "unembedding",
+            share_prompts=job.ours.share_prompts and packed(prepared),
+            callbacks=[TrainingBar()],
+        )
+
+
+def packed(prepared: Prepared) -> bool:
+    """Whether the audit found that prompts can be computed once."""
+    return bool(prepared.job.run.record["audit"]["probes"]["packed"])
+
+
+def training_key(prepared: Prepared) -> str:
+    """Everything the training run depends on."""
+    settings = {name: value for name, value in prepared.job.explicit.items() if name not in IRRELEVANT}
+    return sha256_of(features_key(prepared), prepared.job.trainable, settings)
+
+
+# Arguments that change no number of a training run.
+IRRELEVANT = {
+    *("output_dir", "report_to", "run_name", "disable_tqdm", "logging_steps", "resume_from_checkpoint"),
+    *("draws", "sketch_dim", "forecast_alone", "alone_mass"),
+    *("twin", "twin_pairs", "factor_rank", "twin_coordinates", "relinearise_every", "relinearise_tolerance"),
+    *("pilot_fraction", "forecast_at", "band_runs"),
+}
+
+
+def _checkpoint(prepared: Prepared) -> str | None:
+    """The checkpoint to continue from; those of another run are refused."""
+    run, key = prepared.job.run, training_key(prepared)
+    named = prepared.job.training.resume_from_checkpoint
+    if isinstance(named, str) and named.lower() not in ("true", "false"):
+        return named
+    last = _last_checkpoint(run)
+    if last is not None and (run.read_json("training.json") or {}).get("key") != key:
+        raise UserError(
+            f"{run.path} holds checkpoints of a run with other settings: choose another --output_dir, or pass "
+            "--restart True to train anew."
+        )
+    run.write_json("training.json", {"key": key})
+    return last
+
+
+def _last_checkpoint(run: RunFolder) -> str | None:
+    """The newest complete checkpoint: trainer_state.json is what the trainer writes last."""
+    found = [path.parent for path in run.path.glob("checkpoint-*/trainer_state.json")]
+    return str(max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if found else None
+
+
+def margins_of(observer: BehaviourObserver, steps: list[int]) -> np.ndarray:
+    """Margins of the observed pairs against step 0, shape (steps, pairs)."""
+    scores = np.stack([observer.observations[step] for step in steps])
+    return (scores[:, 0] - scores[:, 1]) - (scores[0, 0] - scores[0, 1])
+
+
+class Pilot(NamedTuple):
+    """The beginning of a run, really trained.
+
+    Attributes:
+        step: where it stopped.
+        checkpoint: what the trainer saved there.
+        past: margins of the observed pairs on the way.
+    """
+
+    step: int
+    checkpoint: Path
+    past: SimulatedRun
+
+
+def pilot(prepared: Prepared, progress: Progress, *, fraction: float, folder: str) -> Pilot:
+    """Train the first `fraction` of the steps; `train` goes on from there.
+
+    Args:
+        prepared: the job, audited.
+        progress: where bars are shown.
+        fraction: of the steps.
+        folder: where in the run folder the pilot is kept.
+
+    Raises:
+        UserError: the run folder's training is past that step already.
+    """
+    run, key = prepared.job.run, training_key(prepared)
+    kept = run.read_json(f"{folder}/pilot.json") or {}
+    if (kept.get("key"), kept.get("fraction")) != (key, fraction):
+        stop = _StopAt(fraction)
+        trainer, observer = run_trainer(prepared, progress, stop)
+        if trainer.state.global_step != stop.step:
+            raise UserError(
+                f"{run.path} holds training up to step {trainer.state.global_step}, past the pilot's end at step "
+                f"{stop.step}: choose another --output_dir, or pass --restart True to train anew."
+            )
+        kept = {"key": key, "fraction": fraction, "step": stop.step}
+        processes.on_main(lambda: _keep_pilot(run, folder, kept, observer))
+        trainer.end()
+    arrays = run.read_arrays(f"{folder}/observed")
+    assert arrays is not None
+    past = SimulatedRun(arrays["steps"].tolist(), arrays["margins"], [], kept["step"])
+    return Pilot(kept["step"], run.path / folder / "checkpoint", past)
+
+
+def _keep_pilot(run: RunFolder, folder: str, kept: dict[str, Any], observer: BehaviourObserver) -> None:
+    shutil.rmtree(run.path / folder, ignore_errors=True)
+    # links: the trainer removes its older checkpoints, this one is needed as long as there is a forecast
+    shutil.copytree(run.path / f"checkpoint-{kept['step']}", run.path / folder / "checkpoint", copy_function=_link)
+    steps = sorted(observer.observations)
+    run.write_arrays(f"{folder}/observed", steps=np.array(steps), margins=margins_of(observer, steps))
+    run.write_json(f"{folder}/pilot.json", kept)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+class _StopAt(TrainerCallback):
+    """Save and stop after a share of the steps."""
+
+    def __init__(self, fraction: float) -> None:
+        self._fraction = fraction
+        self.step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.step = min(max(1, round(self._fraction * state.max_steps)), state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= self.step:
+            control.should_save = control.should_training_stop = True
