@@ -132,6 +132,7 @@ Method = Forecast | Shorter
 
 def plan() -> Iterator[tuple[Run, list[Method]]]:
     """Runs and what is tried on them, in the order of their worth."""
+    yield Run("tuning-0", 0), [*FEW[:3], PASSES[0]]
     yield Run("test-0", 0), [*FEW, *ALL, *PASSES, *SHORTER]
     for seed in (1, 2):
         yield Run("test-0", seed), [*FEW[:3], *ALL, *PASSES, *SHORTER]
@@ -346,7 +347,7 @@ class Bench:
             found = {"end": fit(said, observed, end, last), "lazy": None, "losses": rounded(said.losses(last))}
         else:
             said, begun = course(run, "forecast_pairs"), round(method.pilot * end)
-            found = described(said, observed, after=begun)
+            found = described(said, observed, after=begun) | {"trust": trust(run, said, observed)}
             if begun:
                 parts = {"end": end, "lazy": lazy if (lazy or 0) > begun else None}
                 self.result["methods"][f"persistence, {method.name}"] = {
@@ -382,6 +383,30 @@ def course(run: RunFolder, name: str) -> Course:
     owner = dict(zip(table["pair_id"].to_pylist(), table["behaviour"].to_pylist(), strict=True))
     behaviour = np.array([owner[int(pair)] for pair in arrays["pair_id"]])
     return Course([int(step) for step in arrays["steps"]], arrays["pair_id"], behaviour, arrays["margins"])
+
+
+def trust(run: RunFolder, said: Course, observed: Course) -> dict[str, Any]:
+    """What the forecast says of itself, by behaviour: does its band hold the loss, and how wrong is it at each word?
+
+    Over the pairs that were forecast; bands are about other seeds and stand-ins, not about the model of the run.
+    """
+    end, table = observed.steps[-1], run.read_table("forecast")
+    assert table is not None
+    happened = observed.only(said.pair_id).losses(end)
+    rows = {
+        row["behaviour"]: row
+        for row in table.to_pylist()
+        if (row["step"], row["method"], row["trained_on"]) == (end, "simulated_run", "mixture")
+    }
+    return {
+        name: {
+            "word": own["word"],
+            "score": round(own["score"], 4),
+            "loss_error": round(rows[name]["loss"] - happened[name], 4),
+            "band": [round(rows[name][f"loss_{side}"] - rows[name]["loss"], 4) for side in ("low", "high")],
+        }
+        for name, own in run.record["forecast"].get("confidence", {}).items()
+    }
 
 
 def naive_kernel(prepared: Prepared) -> dict[str, float]:

@@ -35,6 +35,11 @@ class Course(NamedTuple):
         """Margins after a step, shape (n,)."""
         return self.margins[self.steps.index(step)]
 
+    def only(self, pair_id: NDArray[np.int64]) -> "Course":
+        """Of these pairs alone."""
+        kept = np.isin(self.pair_id, pair_id)
+        return self._replace(pair_id=self.pair_id[kept], behaviour=self.behaviour[kept], margins=self.margins[:, kept])
+
     def losses(self, step: int) -> dict[str, float]:
         """Mean loss of each behaviour after a step."""
         return _means(self.at(step), self.behaviour, self.beta)

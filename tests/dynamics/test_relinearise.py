@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from foretune.dynamics.confidence import confidence
-from foretune.dynamics.relinearise import Drift, Relinearisation
+from foretune.dynamics.relinearise import LARGEST_COST, MOST_PASSES, Drift, Relinearisation, affordable_interval
 
 
 class Curve:
@@ -71,3 +73,14 @@ def test_confidence_falls_with_the_margin_and_with_the_error_found():
     assert confidence(change, behaviour_of, [], beta=0.2)["b"] == ("low", 1.0)
     last = Drift(0, 8, 0.2, {"a": 0.7, "b": 0.1})
     assert confidence(change, behaviour_of, [last], beta=0.2) == {"a": ("low", 0.7), "b": ("high", 0.1)}
+
+
+@given(st.integers(1, 5000), st.integers(1, 256), st.integers(1, 10**5))
+def test_passes_stay_cheap_beside_the_run(steps, rows, measured):
+    every = affordable_interval(steps, rows, measured)
+    passes = len(range(0, steps, every)) if every else 1
+    assert passes <= MOST_PASSES
+    assert passes == 1 or passes * measured <= LARGEST_COST * steps * rows
+    one_more = min(passes + 1, steps)  # there is no room for more of them
+    if MOST_PASSES > passes == 1 and steps > 1:
+        assert one_more * measured > LARGEST_COST * steps * rows

@@ -5,6 +5,7 @@ measured there: the error of one step of an integrator, which chooses the next i
 """
 
 from collections.abc import Callable, Mapping
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,26 @@ SAFETY = 0.9
 LONGEST_GROWTH, LONGEST_CUT = 2.0, 0.25
 # Interval with which step control begins where none is named.
 FIRST_INTERVAL = 8
+
+# Where nothing is said: so many passes over the measured pairs at most, and so much of the run's rows altogether.
+MOST_PASSES, LARGEST_COST = 5, 0.25
+
+
+def affordable_interval(num_steps: int, rows_per_step: int, num_measured: int) -> int:
+    """Steps between passes such that all of them together stay small beside the run; 0: one pass, at the start.
+
+    Args:
+        num_steps: that are simulated.
+        rows_per_step: rows of a real step.
+        num_measured: pairs of which each pass takes features.
+
+    >>> affordable_interval(500, 24, 600)
+    100
+    >>> affordable_interval(120, 24, 600)
+    0
+    """
+    passes = min(MOST_PASSES, int(LARGEST_COST * num_steps * rows_per_step / num_measured))
+    return ceil(num_steps / passes) if passes > 1 else 0
 
 
 class Drift(NamedTuple):

@@ -1,5 +1,6 @@
 """`forecast`: what the run will do to every behaviour, before it is run."""
 
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from foretune.dynamics.curves import ALL
 from foretune.dynamics.forecast import Forecast, ForecastProblem, Variant, flow_rows, forecast_run
 from foretune.dynamics.head_problem import head_problem
 from foretune.dynamics.linearised import Tangent
-from foretune.dynamics.relinearise import Relinearisation
+from foretune.dynamics.relinearise import Relinearisation, affordable_interval
 from foretune.dynamics.simulated_run import MarginModel
 from foretune.features.unembedding import read_states
 from foretune.models.head import head_of
@@ -193,7 +194,7 @@ def twin_problem(
         lineariser.at,
         prepared.observed,
         behaviour_of,
-        every=ours.relinearise_every,
+        every=_interval(job, lineariser, len(prepared.train_pairs), step),
         tolerance=ours.relinearise_tolerance,
     )
     return ForecastProblem(
@@ -207,6 +208,18 @@ def twin_problem(
         renewal=renewal,
         variants=lambda: _variants(prepared, lineariser, step),
     )
+
+
+def _interval(job: Job, lineariser: Lineariser, num_pairs: int, begun: int) -> int:
+    """Steps between passes: as asked for, else what the run can afford."""
+    ours, arguments = job.ours, job.training
+    if ours.relinearise_every is not None:
+        return ours.relinearise_every
+    if ours.relinearise_tolerance or not lineariser.renewable:
+        return 0
+    rows = arguments.train_batch_size * arguments.gradient_accumulation_steps * processes.count()
+    steps = arguments.max_steps if arguments.max_steps > 0 else ceil(num_pairs / rows * arguments.num_train_epochs)
+    return affordable_interval(max(steps - begun, 1), rows, len(lineariser.measured))
 
 
 def _variants(prepared: Prepared, lineariser: Lineariser, first: int) -> list[Variant]:

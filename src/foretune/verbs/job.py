@@ -90,8 +90,12 @@ class ForetuneArguments:
             "help": "Coordinates of the trained parameters that the tangent twin simulates; all where they are no more."
         },
     )
-    relinearise_every: int = field(
-        default=0, metadata={"help": "Take the forecast's features anew every so many simulated steps (0: never)."}
+    relinearise_every: int | None = field(
+        default=None,
+        metadata={
+            "help": "Take the forecast's features anew every so many simulated steps (0: never). Default: a fifth of "
+            "the steps where all passes together cost at most a quarter of the run, else less often."
+        },
     )
     relinearise_tolerance: float | None = field(
         default=None,

@@ -20,7 +20,7 @@ from foretune.records.provenance import sha256_of
 from foretune.scores.log_probs import pair_scores
 from foretune.training.build import lora_config, prepare_trainable
 from foretune.verbs.audit import answers_of, features_key, features_of
-from foretune.verbs.forms import form_of
+from foretune.verbs.forms import TangentForm, form_of
 from foretune.verbs.prepare import Prepared, load_reference
 from foretune.verbs.progress import Progress
 
@@ -58,6 +58,11 @@ class Lineariser:
     @property
     def _packed(self) -> bool:
         return bool(self._prepared.job.run.record["audit"]["probes"]["packed"])
+
+    @property
+    def renewable(self) -> bool:
+        """Whether features can be taken at simulated weights: not where but a sample of their coordinates is known."""
+        return not (isinstance(self._form, TangentForm) and self._form.sampled)
 
     @property
     def anchors(self) -> Anchors:
