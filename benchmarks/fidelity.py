@@ -29,9 +29,11 @@ from unittest.mock import patch
 import numpy as np
 from fidelity_figures import Course, described, fit, lazy_step, ranked, rounded
 from harness import RESULTS, read, write
+from peft import load_peft_weights, set_peft_model_state_dict
 
 from foretune.data import load_preferences
 from foretune.records import RunFolder, load_run
+from foretune.scores import pair_scores
 from foretune.training.observer import BehaviourObserver
 from foretune.verbs.audit import audit_prepared, features_of, measure
 from foretune.verbs.forecast import forecast_prepared
@@ -40,6 +42,7 @@ from foretune.verbs.prepare import Prepared, prepare
 from foretune.verbs.progress import Progress
 from foretune.verbs.real_run import training_key
 from foretune.verbs.train import train_prepared
+from foretune.verbs.twin import trained_model
 
 CRITERIA = {
     "a run counts if its mean loss ends at": "<= 0.60",
@@ -251,6 +254,28 @@ class Bench:
             shutil.copytree(run.path, first)
         return run
 
+    def measure_exactly(self) -> None:
+        """Margins of the trained adapters in float32, at the end of the lazy part and of the run.
+
+        What a run in bfloat16 observes of itself is rounded: by a third of a nat for a pair, as much as it has learned
+        by the end of the lazy part.
+        """
+        folder, observed = load_run(self.folder / "real"), self.observed()
+        if (folder.path / "exact_pairs.npz").exists():
+            return
+        prepared = prepare(job_from(**{**self.job("real").explicit, "dtype": "float32"}))
+        pairs = [prepared.pairs[index] for index in prepared.observed]
+        model = trained_model(prepared).eval()
+        steps = sorted({0, lazy_step(observed), observed.steps[-1]} - {None})
+        scores = []
+        for step in steps:
+            if step:
+                set_peft_model_state_dict(model, load_peft_weights(str(folder.path / f"checkpoint-{step}")))
+            found = pair_scores(model, pairs)
+            scores.append((found.chosen - found.rejected).numpy())
+        pair_id = prepared.pairs.pair_id[prepared.observed]
+        folder.write_arrays("exact_pairs", pair_id=pair_id, steps=np.array(steps), margins=np.stack(scores) - scores[0])
+
     def baselines(self) -> None:
         """Scores a behaviour that the audit gives, and the pilot's own losses."""
         methods = self.result["methods"]
@@ -347,7 +372,12 @@ class Bench:
             found = {"end": fit(said, observed, end, last), "lazy": None, "losses": rounded(said.losses(last))}
         else:
             said, begun = course(run, "forecast_pairs"), round(method.pilot * end)
-            found = described(said, observed, after=begun) | {"trust": trust(run, said, observed)}
+            exact = course(load_run(self.folder / "real"), "exact_pairs")
+            found = described(said, observed, after=begun) | {
+                "float32_end": fit(said, exact, end),
+                "float32_lazy": fit(said, exact, lazy) if (lazy or 0) > begun else None,
+                "trust": trust(run, said, observed),
+            }
             if begun:
                 parts = {"end": end, "lazy": lazy if (lazy or 0) > begun else None}
                 self.result["methods"][f"persistence, {method.name}"] = {
@@ -453,12 +483,15 @@ def main() -> None:
         if options.only not in run.name:
             continue
         bench = Bench(run, options.data, options.work)
+        if options.figures and not (bench.folder / "real" / "observed_pairs.npz").exists():
+            continue
+        bench.train()
+        bench.measure_exactly()
         if options.figures:
             for method in methods:
                 if method.name in bench.result["methods"]:
                     bench.describe(method)
             continue
-        bench.train()
         bench.baselines()
         for method in methods:
             bench.try_method(method)
