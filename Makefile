@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := constraints/py311-cpu.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test check bench studies docs clean
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -38,6 +38,11 @@ bench: $(STAMP)  ## studies on real data and speed beside peers; results go to b
 	$(BIN)/python benchmarks/audit_memory.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/table.py
+
+studies: $(STAMP)  ## forecasts and what-ifs beside real runs, many hours, resumable; results go to docs/fidelity.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity.py
+	$(BIN)/python benchmarks/what_if.py
+	$(BIN)/python benchmarks/fidelity_page.py
 
 docs: $(STAMP)  ## check that every public name, verb, column and link is documented; run the examples
 	$(BIN)/python docs/check.py
