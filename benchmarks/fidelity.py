@@ -125,6 +125,7 @@ ALL = [Forecast(pairs=100), Forecast(pilot=0.1, pairs=100), Forecast(pilot=0.2, 
 PASSES = [Forecast(passes=5, pairs=100), *(Forecast(pilot=pilot, passes=5, pairs=100) for pilot in (0.1, 0.2))]
 MORE_PASSES = [Forecast(passes=10), Forecast(passes=10, pairs=100), Forecast(pilot=0.1, passes=5)]
 SHORTER = [Shorter(0.1), Shorter(0.2), Shorter(0.1, 5.0), Shorter(0.2, 5.0)]
+BRIEF = [Shorter(0.05), Shorter(0.05, 5.0), *SHORTER]
 CHOICES = [
     *(Forecast(rank=rank) for rank in (4, 8, 16)),
     *(Forecast(pilot=0.1, rank=rank) for rank in (4, 8, 16)),
@@ -135,18 +136,19 @@ Method = Forecast | Shorter
 
 def plan() -> Iterator[tuple[Run, list[Method]]]:
     """Runs and what is tried on them, in the order of their worth."""
-    yield Run("tuning-0", 0), [*FEW[:3], PASSES[0]]
-    yield Run("test-0", 0), [*FEW, *ALL, *PASSES, *SHORTER]
-    for seed in (1, 2):
-        yield Run("test-0", seed), [*FEW[:3], *ALL, *PASSES, *SHORTER]
+    yield Run("tuning-0", 0), [*FEW[:3]]
+    yield Run("test-0", 0), [*FEW, PASSES[0], *SHORTER, PASSES[2], *ALL]
+    yield Run("test-0", 1), [*FEW[:1], PASSES[0], *SHORTER]
+    yield Run("test-0", 0, steps=500), [*FEW[:1], FEW[2], *BRIEF]
+    yield Run("test-0", 2), [*FEW[:1], PASSES[0], *SHORTER]
+    yield Run("test-0", 0, steps=2000), [*FEW[:1], FEW[2], *BRIEF]
     yield Run("tuning-0", 0), [*CHOICES, *PASSES, *MORE_PASSES]
-    yield Run("test-1", 0), [*FEW[:3], *ALL, *PASSES, *SHORTER]
+    for mixture, seed in (("test-1", 0), ("test-0", 0), ("test-0", 1), ("test-0", 2), ("test-1", 1), ("test-1", 2)):
+        yield Run(mixture, seed), [*FEW, *ALL, *PASSES, *SHORTER]
     yield Run("test-0", 0), [*MORE_PASSES, Shorter(0.5), Shorter(rows=30)]
     yield Run("test-0", 0, steps=500), [*FEW, *ALL, *PASSES, *SHORTER]
     for rate in (1e-4, 4e-4):
         yield Run("test-0", 0, learning_rate=rate), [*FEW[:3], *ALL, *PASSES]
-    for seed in (1, 2):
-        yield Run("test-1", seed), [*FEW[:3], *ALL, *PASSES, *SHORTER]
 
 
 def split_of(behaviour: str) -> str:
