@@ -21,7 +21,8 @@ from harness import machine
 from scipy.stats import bootstrap, spearmanr
 
 from foretune.data import load_preferences
-from foretune.dynamics.closed_form import initial_loss_rate, linear_deviation
+from foretune.dynamics.bounds import linear_deviation
+from foretune.dynamics.closed_form import initial_loss_rate
 from foretune.dynamics.flow import gradient_descent, gradient_flow
 from foretune.features.unembedding import measure_pairs, open_store, read_features
 from foretune.models.encoding import encode

@@ -6,15 +6,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from foretune.dynamics.accuracy import EarlyAccuracy
+from foretune.dynamics.bounds import linear_deviation, loss_drop_bound, weight_change_bound
 from foretune.dynamics.closed_form import (
-    EarlyAccuracy,
     initial_loss_rate,
     initial_margin_rate,
-    linear_deviation,
-    loss_drop_bound,
     second_order_weights,
     slope_at_start,
-    weight_change_bound,
 )
 from foretune.dynamics.flow import gradient_descent, gradient_flow
 from foretune.objectives import DPO, IPO, SLiC

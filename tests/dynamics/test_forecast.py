@@ -8,7 +8,8 @@ import torch
 from transformers import TrainingArguments
 
 from foretune.dynamics import forecast as module
-from foretune.dynamics.closed_form import early_theory, second_order_weights
+from foretune.dynamics.closed_form import second_order_weights
+from foretune.dynamics.early import early_theory
 from foretune.dynamics.flow import gradient_flow
 from foretune.dynamics.forecast import ForecastProblem, flow_rows, forecast_run
 from foretune.dynamics.head_problem import head_problem

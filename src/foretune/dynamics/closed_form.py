@@ -1,4 +1,4 @@
-"""Closed forms of early training when margins are linear in the trained weights, m_i = ⟨φ_i, u⟩ (theory T1–T5).
+"""Closed forms of training when margins are linear in the trained weights, m_i = ⟨φ_i, u⟩ (theory T1, T4, T9–T12).
 
 Everything is written in the features φ, so it holds for one-token answers and for longer ones. For the paper's setting
 (Yes/No, unembedding only) φ_i = s_i (e_Yes − e_No) ⊗ x_i, hence ‖mean φ‖ = √2‖m‖, = ‖Δ‖/√2 for balanced classes. These
@@ -8,15 +8,12 @@ Time is Σ learning rates (t/τ in the paper's notation, τ the inverse learning
 ℓ′(0) and ℓ″(0): −β/2 and β²/4 for DPO.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm
 
 from foretune.objectives import Objective
 from foretune.objectives.base import FloatArray
-from foretune.statistics.moments import RowSource, blocks_of, second_moment_norm
-from foretune.statistics.samples import mean_of_rows
 
 
 def slope_at_start(objective: Objective) -> float:
@@ -37,30 +34,6 @@ def initial_loss_rate(mean_feature_norm: float, objective: Objective) -> float:
 def initial_margin_rate(mean_feature_norm: float, objective: Objective) -> float:
     """d(mean margin)/dt at t = 0 (T1), the margin not multiplied by β: −ℓ′(0)‖mean φ‖²."""
     return -slope_at_start(objective) * mean_feature_norm**2
-
-
-def weight_change_bound(time: FloatArray, mean_feature_norm: float, objective: Objective) -> FloatArray:
-    """Upper bound of ‖ΔW(t)‖ for all t (T2, DPO): |ℓ′(0)|‖mean φ‖t = tβ‖m‖/√2."""
-    return np.abs(slope_at_start(objective)) * mean_feature_norm * np.asarray(time)
-
-
-def loss_drop_bound(time: FloatArray, mean_feature_norm: float, objective: Objective) -> FloatArray:
-    """Upper bound of L(0) − L(t) for all t (T2, DPO): ℓ′(0)²‖mean φ‖²t = β²‖m‖²t/2."""
-    return -initial_loss_rate(mean_feature_norm, objective) * np.asarray(time)
-
-
-def linear_deviation(time: FloatArray, features: RowSource, objective: Objective) -> FloatArray:
-    """ρ(t): bound of the relative deviation of weight growth from linear (T3): ℓ″(0) λ_max t/2 = β²λt/4.
-
-    λ_max is of (1/n) Σ φφᵀ; the paper's λ, of (1/n) Σ xxᵀ, is half of it.
-
-    Args:
-        time: Σ learning rates.
-        features: φ, shape (n, dim).
-        objective: DPO or another with its largest curvature at 0.
-    """
-    largest = second_moment_norm(features)
-    return float(objective.curvature(np.array(0.0))) * largest / 2 * np.asarray(time)
 
 
 def second_order_weights(time: FloatArray, features: FloatArray, objective: Objective) -> FloatArray:
@@ -89,83 +62,128 @@ def second_order_weights(time: FloatArray, features: FloatArray, objective: Obje
     return (growth * drive) @ right
 
 
-@dataclass(frozen=True)
-class EarlyAccuracy:
-    """Reward accuracy of one behaviour alone, early in training, from two classes' moments (T5).
+def speed_ratio(aligned: float, base: float) -> float:
+    """How much faster flipped labels are learned from an aligned start than from the base model (T9).
 
-    Hypotheses: Yes/No answers, balanced classes, ΔW still along Δ (ρ small). The Gaussian value needs Gaussian classes,
-    Cantelli's bound only their variances.
-
-    Attributes:
-        distance: ‖Δ‖.
-        offset: c = (‖μ₊‖² − ‖μ₋‖²)/(2‖Δ‖), how unevenly the boundary lies.
-        spread_plus: standard deviation of D+ along Δ.
-        spread_minus: standard deviation of D− along Δ.
-    """
-
-    distance: float
-    offset: float
-    spread_plus: float
-    spread_minus: float
-
-    @classmethod
-    def of_classes(cls, plus: RowSource, minus: RowSource) -> "EarlyAccuracy":
-        """From the rows of both classes, shapes (n₊, dim) and (n₋, dim), read in blocks."""
-        means = [mean_of_rows(rows) for rows in (plus, minus)]
-        gap = means[0] - means[1]
-        distance = float(np.linalg.norm(gap))
-        along = gap / (distance or 1.0)
-        offset = float((np.sum(means[0] ** 2) - np.sum(means[1] ** 2)) / (2 * (distance or 1.0)))
-        places = [np.concatenate([block @ along for block in blocks_of(rows)]) for rows in (plus, minus)]
-        smallest = 1e-12 * max(distance, 1.0)  # a class without any spread is as good as a very small one
-        return cls(distance, offset, *(max(float(place.std(ddof=1)), smallest) for place in places))
-
-    def gaussian(self) -> float:
-        """Accuracy if both classes are Gaussian: mean of Φ((‖Δ‖/2 ± c)/spread)."""
-        return float(
-            (
-                norm.cdf((self.distance / 2 + self.offset) / self.spread_plus)
-                + norm.cdf((self.distance / 2 - self.offset) / self.spread_minus)
-            )
-            / 2
-        )
-
-    def guaranteed(self) -> float:
-        """Cantelli's lower bound, for any distribution; 0 for a class whose mean is on the wrong side."""
-        share = 0.0
-        for room, spread in (
-            (self.distance / 2 + self.offset, self.spread_plus),
-            (self.distance / 2 - self.offset, self.spread_minus),
-        ):
-            share += room**2 / (spread**2 + room**2) / 2 if room > 0 else 0.0
-        return share
-
-
-def early_theory(
-    features: RowSource, classes: tuple[RowSource, RowSource] | None, objective: Objective, *, time: float
-) -> dict[str, float]:
-    """What the closed forms say of one behaviour trained alone by gradient flow; all rows, read in blocks.
+    The ratio of the initial loss rates with the same objective, (‖Δ_aligned‖/‖Δ_base‖)²: 1 where features are frozen.
 
     Args:
-        features: φ of its training pairs, shape (n, dim).
-        classes: hidden states of D+ and D−, shapes (n₊, dim) and (n₋, dim), two rows at least; None: no two classes.
-        objective: the loss.
-        time: Σ learning rates of the run.
+        aligned: distinguishability (or ‖mean φ‖) at the aligned model.
+        base: the same at the base model, > 0.
 
-    Returns:
-        initial_loss_rate and initial_margin_rate per unit of time (T1); weight_change_bound and loss_drop_bound at
-        `time` (T2); linear_deviation at `time` (T3; far above 1: growth is no longer linear by then); for Yes/No
-        behaviours early_accuracy (Gaussian classes) and guaranteed_accuracy (any distribution) (T5).
+    >>> speed_ratio(3.0, 2.0)
+    2.25
     """
-    length = float(np.linalg.norm(mean_of_rows(features)))
-    found = {
-        "initial_loss_rate": initial_loss_rate(length, objective),
-        "initial_margin_rate": initial_margin_rate(length, objective),
-        "weight_change_bound": float(weight_change_bound(np.array(time), length, objective)),
-        "loss_drop_bound": float(loss_drop_bound(np.array(time), length, objective)),
-        "linear_deviation": float(linear_deviation(np.array(time), features, objective)),
-    }
-    if classes is not None:
-        accuracy = EarlyAccuracy.of_classes(*classes)
-        found |= {"early_accuracy": accuracy.gaussian(), "guaranteed_accuracy": accuracy.guaranteed()}
-    return found
+    return (aligned / base) ** 2
+
+
+class NoisyRates(NamedTuple):
+    """What symmetric label noise or label smoothing does to the initial rates, relative to clean labels (T10).
+
+    Attributes:
+        training_loss: factor of the rate of the loss that is trained, in expectation and up to the variance term.
+        clean_margin: factor of the rate at which margins of clean labels grow.
+    """
+
+    training_loss: float
+    clean_margin: float
+
+
+def label_noise_rates(flipped: float) -> NoisyRates:
+    """A share of labels flipped at random: E mean φ shrinks by 1 − 2ε, the trained loss's rate by its square (T10).
+
+    The rate of margins (and of the loss) under clean labels shrinks by 1 − 2ε alone.
+
+    Args:
+        flipped: ε, from 0 to 1/2.
+
+    >>> label_noise_rates(0.25)
+    NoisyRates(training_loss=0.25, clean_margin=0.5)
+    """
+    kept = 1 - 2 * flipped
+    return NoisyRates(kept**2, kept)
+
+
+def expected_noisy_square(features: FloatArray, flipped: float) -> float:
+    """E‖mean φ‖² over the labels that are flipped, for these very rows (T10): with the term that the n rows add.
+
+    (1 − 2ε)²‖mean φ‖² + 4ε(1 − ε) Σ‖φ_i‖²/n². The second term makes small noisy samples look faster than they are.
+
+    Args:
+        features: φ with clean labels, shape (n, dim).
+        flipped: ε.
+
+    >>> expected_noisy_square(np.array([[1.0], [1.0]]), 0.5)  # the mean is ±1 or, half of the time, 0
+    0.5
+    """
+    clean = np.sum(features.mean(0) ** 2)
+    noise = 4 * flipped * (1 - flipped) * np.sum(features**2) / len(features) ** 2
+    return float((1 - 2 * flipped) ** 2 * clean + noise)
+
+
+def label_smoothing_rates(smoothing: float) -> NoisyRates:
+    """The loss (1 − ε)ℓ(m) + εℓ(−m) (cDPO) on clean labels: its slope at 0 is (1 − 2ε)ℓ′(0), as T10 for any ℓ.
+
+    The robust loss ((1 − ε)ℓ(m) − εℓ(−m))/(1 − 2ε) (rDPO) has slope ℓ′(0)/(1 − 2ε) and undoes label noise of ε: the
+    margins of clean labels then grow as without noise.
+
+    Args:
+        smoothing: ε, from 0 to 1/2.
+
+    >>> label_smoothing_rates(0.1).clean_margin
+    0.8
+    """
+    return label_noise_rates(smoothing)
+
+
+def chosen_log_prob_change(margin: FloatArray, chosen: FloatArray, rejected: FloatArray) -> FloatArray:
+    """Log π(chosen) − log π_ref(chosen) of a one-token answer while only W is trained on Yes/No (T11); exact.
+
+    m/2 − log(1 + p(e^{m/2} − 1) + q(e^{−m/2} − 1)), of the sign of m: there is no likelihood displacement.
+
+    Args:
+        margin: m, any shape.
+        chosen: p, reference probability of the chosen token, of that shape or one that broadcasts.
+        rejected: q, that of the rejected one.
+
+    >>> chosen_log_prob_change(np.array([-1.0, 0.0, 1.0]), np.array(0.3), np.array(0.2)).round(4)
+    array([-0.5116,  0.    ,  0.3903])
+    """
+    half = np.asarray(margin) / 2
+    return half - np.log1p(chosen * np.expm1(half) + rejected * np.expm1(-half))
+
+
+class AdamFirstStep(NamedTuple):
+    """What Adam's first step does (T12).
+
+    Attributes:
+        weight_change: ‖ΔW‖, in weights.
+        margin_change: change of the mean margin, in nats.
+    """
+
+    weight_change: float
+    margin_change: float
+
+
+def adam_first_step(
+    mean_feature: FloatArray, objective: Objective, *, learning_rate: float, epsilon: float = 1e-8
+) -> AdamFirstStep:
+    """Adam's first full-batch step, bias-corrected, without weight decay (T12).
+
+    Each coordinate moves by η|g|/(|g| + ε), so ‖ΔW‖ = η√(coordinates) however large Δ is, while the mean margin grows
+    by η‖mean φ‖₁; in the paper's setting 2η‖m‖₁.
+
+    Args:
+        mean_feature: mean φ in the coordinates of the weights that are trained, any shape; not a sketch of them.
+        objective: the loss.
+        learning_rate: η.
+        epsilon: Adam's own.
+
+    >>> from foretune.objectives import DPO
+    >>> adam_first_step(np.array([3.0, -4.0]), DPO(), learning_rate=0.1, epsilon=0.0)  # doctest: +ELLIPSIS
+    AdamFirstStep(weight_change=0.1414..., margin_change=0.7...)
+    """
+    gradient = slope_at_start(objective) * mean_feature
+    size = np.abs(gradient)
+    step = -learning_rate * gradient / np.where(size > 0, size + epsilon, 1.0)
+    return AdamFirstStep(float(np.linalg.norm(step)), float(np.sum(step * mean_feature)))

@@ -54,6 +54,20 @@ def priority_levels(kernel: BehaviourKernel) -> FloatArray:
     return pull / length if length else np.zeros_like(pull)
 
 
+def priority_gaps(kernel: BehaviourKernel) -> FloatArray:
+    """The paper's gap(j, k) = (p_j − p_k)/max_k ‖Δ_k‖, shape (K, K): the larger, the more j is learned before k.
+
+    Zero everywhere where all Δ vanish.
+
+    >>> priority_gaps(BehaviourKernel(["a", "b"], np.diag([1.0, 4.0]), np.array([0.5, 0.5]))).round(4)
+    array([[ 0.    , -0.6708],
+           [ 0.6708,  0.    ]])
+    """
+    levels = priority_levels(kernel)
+    longest = np.sqrt(np.diag(kernel.matrix).max())
+    return (levels[:, None] - levels) / (longest or 1.0)
+
+
 def differences_kernel(differences: FloatArray, weights: FloatArray, *, behaviours: list[str]) -> BehaviourKernel:
     """The kernel of the Δ_k themselves, (K, dim), as in the paper; behaviours whose Δ is NaN have no part in it."""
     known = np.isfinite(differences).all(axis=1)

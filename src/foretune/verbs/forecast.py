@@ -8,9 +8,9 @@ from trl import DPOTrainer
 
 from foretune import processes
 from foretune.dynamics.anchors import discard_anchors
-from foretune.dynamics.closed_form import early_theory
 from foretune.dynamics.confidence import confidence
 from foretune.dynamics.curves import ALL
+from foretune.dynamics.early import early_theory
 from foretune.dynamics.forecast import Forecast, ForecastProblem, Variant, flow_rows, forecast_run
 from foretune.dynamics.head_problem import head_problem
 from foretune.dynamics.linearised import Tangent
@@ -91,7 +91,7 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     section["anchors"] = lineariser.keys if lineariser else {}
     processes.on_main(lambda: discard_anchors(run.path, but=section["anchors"]))
     if job.twin == "output_layer":
-        section["theory"] = _theory(measure(prepared, features_of(prepared, progress)), objective, result)
+        section["theory"] = _theory(measure(prepared, features_of(prepared, progress)), problem, result)
     run.finish_stage("forecast", key=key, seconds=watch.seconds, forecast=section)
     for note in section["notes"]:
         progress.say(note)
@@ -242,18 +242,28 @@ def _variants(prepared: Prepared, lineariser: Lineariser, first: int) -> list[Va
     return found
 
 
-def _theory(measured: Measured, objective: Objective, result: Forecast) -> dict[str, dict[str, float]]:
-    """The closed forms' figures of each behaviour alone."""
-    found = {}
-    time = float(np.sum(result.learning_rates))
+def _theory(measured: Measured, problem: ForecastProblem, result: Forecast) -> dict[str, dict[str, float | list[str]]]:
+    """The closed forms' figures of each behaviour alone, and the hypotheses of theirs that this run does not meet."""
+    rates, found = result.learning_rates, {}
     for behaviour in np.unique(measured.behaviour_of[measured.split_of == "train"]):
         members = measured.members(behaviour, "train")
         classes = None
         if measured.two_answers(members) and measured.defined(members):
             sides = [members[measured.answer[members] == answer] for answer in (0, 1)]
             classes = Rows(measured.first_state, sides[0]), Rows(measured.first_state, sides[1])
-        found[str(behaviour)] = early_theory(Rows(measured.kernel_features, members), classes, objective, time=time)
+        features = Rows(measured.kernel_features, members)
+        own = early_theory(features, classes, problem.objective, time=float(np.sum(rates)), learning_rate=max(rates))
+        failed = [*own.failed, *_run_failures(problem.arguments)]
+        if np.ptp(measured.weights[members]) > 0:
+            failed.append("rows have different weights")
+        found[str(behaviour)] = own.value | {"failed_hypotheses": failed}
     return found
+
+
+def _run_failures(arguments: Any) -> list[str]:
+    optimizer = str(getattr(arguments.optim, "value", arguments.optim))
+    failed = [] if optimizer == "sgd" else [f"the optimiser is {optimizer}, not SGD"]
+    return failed + ["weights decay"] * (arguments.weight_decay > 0)
 
 
 def forecast_key(prepared: Prepared) -> str:
