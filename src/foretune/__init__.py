@@ -1,13 +1,15 @@
 """foretune: know what preference tuning will do to your model before you run it.
 
 The verbs, each continuing one run folder: `audit`, `forecast`, `train`, `verify`; `what_if` asks a forecast about a
-changed run, `load_run` opens a finished one. They are loaded on first use, so that importing foretune is quick.
+changed run, `reproduce` tests the paper's claims, `load_run` opens a finished run. They are loaded on first use, so
+that importing foretune is quick.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foretune.claims.reproduce import reproduce as reproduce
     from foretune.records import load_run as load_run
     from foretune.verbs.audit import audit as audit
     from foretune.verbs.forecast import forecast as forecast
@@ -16,12 +18,13 @@ if TYPE_CHECKING:
     from foretune.verbs.what_if import what_if as what_if
 
 __version__ = "0.1.0"
-__all__ = ["audit", "forecast", "load_run", "train", "verify", "what_if"]
+__all__ = ["audit", "forecast", "load_run", "reproduce", "train", "verify", "what_if"]
 
 _HOMES = {
     "audit": "foretune.verbs.audit",
     "forecast": "foretune.verbs.forecast",
     "load_run": "foretune.records",
+    "reproduce": "foretune.claims.reproduce",
     "train": "foretune.verbs.train",
     "verify": "foretune.verbs.verify",
     "what_if": "foretune.verbs.what_if",

@@ -16,6 +16,7 @@ VERBS = {
     "what_if": "forecast a changed run from a forecast's features, in seconds",
     "report": "write report.html from a run folder and show the summary",
     "replay": "repeat a run folder's verbs in a new folder and compare the numbers",
+    "reproduce": "test the paper's claims on your model and data, one page a claim",
     "demo": "all of it, on the embedded model and the bundled data",
 }
 

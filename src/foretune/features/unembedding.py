@@ -120,7 +120,7 @@ def _measure_block(
         "states": states,
         "chosen_logp": scores.chosen,
         "rejected_logp": scores.rejected,
-        "first_state": states[_first_states(pairs)],
+        "first_state": states[first_states(pairs)],
         "chosen_mean": chosen_mean,
         "rejected_mean": rejected_mean,
         "sketch": sketch.products(row_sketches, states.float(), owner, len(pairs)),
@@ -151,7 +151,8 @@ def _residuals(head: Head, sketch: TensorSketch, states: Tensor, targets: Target
     return found, token_logits - normaliser[targets.state]
 
 
-def _first_states(pairs: Sequence[EncodedPair]) -> list[int]:
+def first_states(pairs: Sequence[EncodedPair]) -> list[int]:
+    """Which of the states of `pairs` are those at the last prompt tokens, one a pair."""
     offsets = np.cumsum([0, *(num_states(pair) for pair in pairs)])
     return offsets[:-1].tolist()
 
@@ -163,7 +164,7 @@ def _owner_of_states(pairs: Sequence[EncodedPair]) -> Tensor:
 def _response_means(states: Tensor, pairs: Sequence[EncodedPair]) -> tuple[Tensor, Tensor]:
     """Mean state after reading each response token but the last (the end token); one-token answers: the first state."""
     means: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for start, pair in zip(_first_states(pairs), pairs, strict=True):
+    for start, pair in zip(first_states(pairs), pairs, strict=True):
         middle = start + 1 + max(len(pair.chosen_ids) - 1, 0)
         stop = start + num_states(pair)
         for collected, begin, end in ((means[0], start + 1, middle), (means[1], middle, stop)):

@@ -2,6 +2,15 @@
 
 from foretune.report.card import model_card_block, to_json
 from foretune.report.html import build_report
+from foretune.report.reproduction import build_reproduction, print_reproduction
 from foretune.report.terminal import print_summary, summary
 
-__all__ = ["build_report", "model_card_block", "print_summary", "summary", "to_json"]
+__all__ = [
+    "build_report",
+    "build_reproduction",
+    "model_card_block",
+    "print_reproduction",
+    "print_summary",
+    "summary",
+    "to_json",
+]

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
@@ -12,6 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from foretune.report import tables
 from foretune.report.answer import MAX_ACTIONS, actions, answer
+from foretune.report.figure_parts import Figure
 from foretune.report.figures import displacement, figures
 from foretune.report.folder import RunFolder, read_folder
 from foretune.report.verdicts import judge
@@ -28,8 +30,12 @@ def build_report(run_dir: Path | str) -> Path:
     """
     folder = read_folder(run_dir)
     page = render(folder)
-    target = folder.path / "report.html"
-    handle, name = tempfile.mkstemp(prefix=".report-", suffix=".html", dir=folder.path)
+    return write_page(folder.path / "report.html", page)
+
+
+def write_page(target: Path, page: str) -> Path:
+    """Write a page all at once, and return its path."""
+    handle, name = tempfile.mkstemp(prefix=".report-", suffix=".html", dir=target.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(page)
@@ -49,14 +55,10 @@ def render(folder: RunFolder) -> str:
     todo = actions(folder, verdicts)
     moved = displacement(folder, verdicts)
     return (
-        _environment()
+        environment()
         .get_template("template.html.j2")
         .render(
-            css=Markup((HERE / "report.css").read_text(encoding="utf-8")),
-            js=Markup((HERE / "report.js").read_text(encoding="utf-8")),
-            plotlyjs=Markup(get_plotlyjs().replace("</script", "<\\/script")) if drawn else "",
-            specs=_embed([figure.spec() for figure in drawn.values()]),
-            figures=drawn,
+            **self_contained(drawn),
             folder=folder,
             record=folder.record,
             answer=answer(folder, verdicts),
@@ -79,15 +81,27 @@ def render(folder: RunFolder) -> str:
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
+def self_contained(drawn: Mapping[str, Figure]) -> dict[str, object]:
+    """What a page brings along: style, script, figures by name and the library that draws them."""
+    return {
+        "css": Markup((HERE / "report.css").read_text(encoding="utf-8")),
+        "js": Markup((HERE / "report.js").read_text(encoding="utf-8")),
+        "plotlyjs": Markup(get_plotlyjs().replace("</script", "<\\/script")) if drawn else "",
+        "specs": _embed([figure.spec() for figure in drawn.values()]),
+        "figures": drawn,
+    }
+
+
+def environment() -> Environment:
+    """Where templates are found, and how they write numbers."""
+    found = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    found.filters |= {
         "number": tables.number,
         "percent": tables.percent,
         "interval": tables.interval_text,
         "code": _code,
     }
-    return environment
+    return found
 
 
 def _code(text: str) -> Markup:

@@ -1,0 +1,90 @@
+"""`foretune reproduce` on a tiny model: applicable and not applicable claims, choice, resumption, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tests.cli.test_cli import run
+
+from foretune.claims.reproduce import CLAIMS
+from foretune.records import load_run
+
+
+def command(model, data, out, *more):
+    flags = ["--model_name_or_path", str(model), "--dataset_name", str(data), "--output_dir", str(out)]
+    return ["reproduce", *flags, "--dtype", "float32", "--max_pairs_per_behaviour", "16", "--draws", "20", *more]
+
+
+def pages(out):
+    return {page["claim"]: page for page in load_run(out).read_json("claims.json")}
+
+
+LAST_LAYER = "R1,R2,R3,R4,R5,R7,R11,R12,R13"
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert run(*command(tiny_folder, "bundled:statements", out, "--claims", LAST_LAYER)) == 0
+    return out
+
+
+def test_claims_of_the_last_layer_are_judged(finished):
+    found = pages(finished)
+    assert set(found) == set(LAST_LAYER.split(","))
+    assert all(page["verdict"] in ("shown", "not shown", "opposite") for page in found.values())
+    proven = {name: found[name]["verdict"] for name in ("R1", "R2", "R3", "R4")}
+    assert proven["R2"] == proven["R4"] == "shown"
+    controls = " ".join(check["what"] for check in found["R1"]["checks"])
+    assert all(word in controls for word in ("permuted", "Adam", "newline", "three of one answer"))
+
+
+def test_the_page_has_a_section_for_every_claim(finished):
+    page = (finished / "reproduction.html").read_text("utf-8")
+    assert all(f'<section id="{name}">' in page for name in LAST_LAYER.split(","))
+    assert "http" not in page.split("<script")[0]
+
+
+def test_finished_claims_are_kept_and_others_added(finished, tiny_folder, capsys):
+    before = pages(finished)
+    assert run(*command(tiny_folder, "bundled:statements", finished, "--claims", "R2,R14")) == 0
+    said = capsys.readouterr()
+    assert "R2: " not in said.err and "R14: " in said.err
+    after = pages(finished)
+    assert {name: after[name] for name in before} == before and "R14" in after
+
+
+def test_what_data_cannot_show_is_not_applicable(tiny_folder, persona_file, tmp_path, capsys):
+    assert run(*command(tiny_folder, persona_file, tmp_path / "few", "--claims", "R1,R2")) == 0
+    few = pages(tmp_path / "few")
+    assert few["R1"]["verdict"] == "not applicable" and "this claim needs 8" in few["R1"]["reason"]
+    assert few["R2"]["verdict"] == "shown"
+    assert "not applicable" in capsys.readouterr().out
+    assert run(*command(tiny_folder, "bundled:free_text", tmp_path / "text", "--claims", "R2")) == 0
+    assert "one token" in pages(tmp_path / "text")["R2"]["reason"]
+
+
+def test_an_unknown_claim_is_refused(tiny_folder, tmp_path, capsys):
+    assert run(*command(tiny_folder, "bundled:statements", tmp_path / "run", "--claims", "R99")) == 2
+    assert f"no claim is called 'R99': there are {', '.join(CLAIMS)}." in capsys.readouterr().err
+
+
+def test_a_killed_reproduction_continues(tiny_folder, tmp_path):
+    out = tmp_path / "killed"
+    arguments = [sys.executable, "-m", "foretune", *command(tiny_folder, "bundled:statements", out)]
+    arguments += ["--claims", "R2,R4,R12"]
+    process = subprocess.Popen(arguments, env={**os.environ, "PYTHONUNBUFFERED": "1"}, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 80
+    while time.time() < deadline and not (out / "claims.json").exists() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = json.loads((out / "claims.json").read_text())
+    assert run(*arguments[3:]) == 0
+    after = pages(out)
+    assert list(after) == ["R2", "R4", "R12"]
+    assert after["R2"] == before[0]
