@@ -13,6 +13,7 @@ from foretune.objectives.base import Objective
 from foretune.records import RunFolder
 from foretune.training.observer import BehaviourObserver
 from foretune.verbs.audit import audit_prepared
+from foretune.verbs.divergence import divergence
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, prepare
 from foretune.verbs.progress import Progress
@@ -52,6 +53,7 @@ def train_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     trainer, observer = run_trainer(prepared, progress)
     trainer.save_model(str(run.path))
     _write_observations(prepared, run, observer)
+    spent = divergence(prepared, trainer.model)
     processes.on_main(lambda: shutil.rmtree(run.path / "rows", ignore_errors=True))
     run.finish_stage(
         "train",
@@ -61,6 +63,7 @@ def train_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
             "trainable": job.trainable,
             "steps": trainer.state.global_step,
             "seconds": watch.seconds,
+            "divergence": spent,
             "notes": _notes(job),
         },
     )
