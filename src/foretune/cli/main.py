@@ -14,6 +14,7 @@ VERBS = {
     "train": "run it with TRL, every behaviour measured on the way",
     "verify": "lay forecast and run side by side",
     "what_if": "forecast a changed run from a forecast's features, in seconds",
+    "compare": "run several methods (dpo, ipo, slic, …) on the same data and lay them side by side",
     "report": "write report.html from a run folder and show the summary",
     "replay": "repeat a run folder's verbs in a new folder and compare the numbers",
     "reproduce": "test the paper's claims on your model and data, one page a claim",

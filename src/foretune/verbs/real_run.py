@@ -1,6 +1,5 @@
 """The real run: TRL's trainer, observed, whole or in parts."""
 
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -14,6 +13,7 @@ from foretune import processes
 from foretune.dynamics.simulated_run import SimulatedRun
 from foretune.errors import UserError
 from foretune.records import RunFolder
+from foretune.records.linking import link
 from foretune.records.provenance import sha256_of
 from foretune.training.build import lora_config, prepare_trainable
 from foretune.training.observer import BehaviourObserver
@@ -166,17 +166,10 @@ def pilot(prepared: Prepared, progress: Progress, *, fraction: float, folder: st
 def _keep_pilot(run: RunFolder, folder: str, kept: dict[str, Any], observer: BehaviourObserver) -> None:
     shutil.rmtree(run.path / folder, ignore_errors=True)
     # links: the trainer removes its older checkpoints, this one is needed as long as there is a forecast
-    shutil.copytree(run.path / f"checkpoint-{kept['step']}", run.path / folder / "checkpoint", copy_function=_link)
+    shutil.copytree(run.path / f"checkpoint-{kept['step']}", run.path / folder / "checkpoint", copy_function=link)
     steps = sorted(observer.observations)
     run.write_arrays(f"{folder}/observed", steps=np.array(steps), margins=margins_of(observer, steps))
     run.write_json(f"{folder}/pilot.json", kept)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 class _StopAt(TrainerCallback):
