@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -9,10 +10,16 @@ from hypothesis.extra.numpy import arrays
 from foretune.dynamics.accuracy import EarlyAccuracy
 from foretune.dynamics.bounds import linear_deviation, loss_drop_bound, weight_change_bound
 from foretune.dynamics.closed_form import (
+    adam_first_step,
+    chosen_log_prob_change,
+    expected_noisy_square,
     initial_loss_rate,
     initial_margin_rate,
+    label_noise_rates,
+    label_smoothing_rates,
     second_order_weights,
     slope_at_start,
+    speed_ratio,
 )
 from foretune.dynamics.flow import gradient_descent, gradient_flow
 from foretune.objectives import DPO, IPO, SLiC
@@ -171,3 +178,82 @@ def test_the_guaranteed_accuracy_holds_for_any_distribution(plus, minus):
 
 def test_nothing_is_guaranteed_to_a_class_on_the_wrong_side():
     assert EarlyAccuracy(2.0, 5.0, 1.0, 1.0).guaranteed() == pytest.approx(36 / 37 / 2)
+
+
+def test_flipped_labels_have_the_identical_loss_curve_where_features_are_frozen():
+    features, objective, times = problem(9), DPO(beta=0.5), np.array([0.0, 1.0, 10.0])
+    margins, flipped = flow(features, objective, times) @ features.T, flow(-features, objective, times) @ -features.T
+    np.testing.assert_allclose(flipped, margins, atol=1e-9)
+    assert speed_ratio(1.7, 1.7) == 1.0
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_the_rate_is_that_ratio_from_two_starts(objective):
+    base, aligned = problem(10, drift=0.2), problem(11, drift=1.0)
+    lengths = [np.linalg.norm(features.mean(0)) for features in (aligned, base)]
+    rates = [initial_loss_rate(length, objective) for length in lengths]
+    assert speed_ratio(*lengths) == pytest.approx(rates[0] / rates[1])
+
+
+@pytest.mark.parametrize("flipped", [0.05, 0.2, 0.5])
+def test_label_noise_scales_the_initial_rates(flipped):
+    features, draws = problem(12, count=300, drift=1.0), 4000
+    signs = np.where(np.random.default_rng(13).random((draws, 300)) < flipped, -1.0, 1.0)
+    noisy = signs @ features / 300
+    squares, clean = np.sum(noisy**2, axis=1), features.mean(0)
+    error = squares.std() / np.sqrt(draws)
+    assert abs(squares.mean() - expected_noisy_square(features, flipped)) <= 3 * error
+    rates = label_noise_rates(flipped)
+    # what is left over is the noise of 300 labels, the second term of `expected_noisy_square`
+    left = expected_noisy_square(features, flipped) - rates.training_loss * clean @ clean
+    assert 0 < left < 0.02 * clean @ clean
+    along = noisy @ clean / (clean @ clean)
+    assert abs(along.mean() - rates.clean_margin) <= 3 * along.std() / np.sqrt(draws)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_smoothed_losses_have_the_smoothed_rates(objective):
+    smoothing, small = 0.15, 1e-6
+    smoothed, robust = (
+        lambda m: (1 - smoothing) * objective.value(m) + smoothing * objective.value(-m),
+        lambda m: ((1 - smoothing) * objective.value(m) - smoothing * objective.value(-m)) / (1 - 2 * smoothing),
+    )
+    slopes = [(loss(np.array(small)) - loss(np.array(-small))) / (2 * small) for loss in (smoothed, robust)]
+    rates, plain = label_smoothing_rates(smoothing), slope_at_start(objective)
+    np.testing.assert_allclose(np.square(slopes[0]), rates.training_loss * plain**2, rtol=1e-6)
+    np.testing.assert_allclose(slopes, [rates.clean_margin * plain, plain / rates.clean_margin], rtol=1e-6)
+
+
+@settings(deadline=None)
+@given(arrays(float, (5, 3), elements=st.floats(-5, 5)), arrays(float, 3, elements=st.floats(-20, 20)))
+def test_no_chosen_answer_loses_probability_while_its_margin_grows(head, move):
+    state = np.array([0.5, -1.0, 0.7])
+    changed = head + np.outer([1.0, -1.0, 0, 0, 0], move)
+    before, after = (weights @ state - np.logaddexp.reduce(weights @ state) for weights in (head, changed))
+    margin, odds = 2 * move @ state, np.exp(before)
+    found = chosen_log_prob_change(np.array(margin), odds[0], odds[1])
+    assert found == pytest.approx(after[0] - before[0], rel=1e-6, abs=1e-9)
+    assert abs(margin) < 1e-6 or np.sign(found) == np.sign(margin) or abs(found) < 1e-9
+
+
+def test_adams_first_step_is_that_of_torch():
+    states, sign = problem(14, count=20, dim=6), np.where(np.arange(20) % 2, 1.0, -1.0)
+    mean = (sign[:, None] * states).mean(0)
+    feature = np.stack([mean, -mean])  # of the rows of Yes and No
+    for scale in (1.0, 100.0):
+        weight = torch.zeros(2, 6, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.Adam([weight], lr=0.01)
+        margins = torch.tensor(scale * sign[:, None] * states) @ (weight[0] - weight[1])
+        DPO(beta=0.1).torch_value(margins).mean().backward()
+        optimizer.step()
+        found = adam_first_step(scale * feature, DPO(beta=0.1), learning_rate=0.01)
+        assert found.weight_change == pytest.approx(float(weight.detach().norm()), rel=1e-6)
+        change = (torch.tensor(scale * sign[:, None] * states) @ (weight[0] - weight[1])).mean()
+        assert found.margin_change == pytest.approx(float(change.detach()), rel=1e-6)
+        assert found.margin_change == pytest.approx(2 * 0.01 * scale * np.abs(mean).sum(), rel=1e-4)
+        assert found.weight_change == pytest.approx(0.01 * np.sqrt(12), rel=1e-4)
+
+
+def test_adam_leaves_coordinates_without_a_gradient_alone():
+    found = adam_first_step(np.array([0.0, 2.0]), DPO(beta=0.1), learning_rate=0.5, epsilon=0.0)
+    assert found == (0.5, 1.0)

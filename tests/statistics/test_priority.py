@@ -11,8 +11,11 @@ from foretune.objectives import DPO, IPO
 from foretune.statistics.priority import (
     BehaviourKernel,
     behaviour_kernel,
+    differences_kernel,
+    equal_rate_failures,
     equal_rate_mixture,
     initial_rates,
+    priority_gaps,
     priority_levels,
 )
 
@@ -99,3 +102,22 @@ def test_equal_rate_mixture_gives_equal_rates_wherever_one_exists(seed):
 
 def test_a_kernel_of_zeros_has_no_mixture():
     assert not equal_rate_mixture(BehaviourKernel(["a", "b"], np.zeros((2, 2)), np.array([0.5, 0.5]))).any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gaps_are_those_of_the_paper_for_any_number_of_behaviours_and_shares(seed):
+    generator = np.random.default_rng(seed)
+    differences, shares = generator.normal(size=(5, 7)), generator.dirichlet(np.ones(5))
+    kernel = differences_kernel(differences, shares, behaviours=list("abcde"))
+    pull = shares @ differences
+    levels = differences @ pull / np.linalg.norm(pull)
+    expected = (levels[:, None] - levels) / np.linalg.norm(differences, axis=1).max()
+    np.testing.assert_allclose(priority_gaps(kernel), expected, atol=1e-12)
+    assert not priority_gaps(differences_kernel(0 * differences, shares, behaviours=list("abcde"))).any()
+
+
+def test_behaviours_that_no_mixture_brings_to_the_common_rate_are_named():
+    for matrix, named in (([[1.0, 0.0], [0.0, 4.0]], ()), ([[1.0, 3.0], [3.0, 16.0]], ("b",))):
+        kernel = BehaviourKernel(["a", "b"], np.array(matrix), np.array([0.5, 0.5]))
+        failed = equal_rate_failures(kernel, equal_rate_mixture(kernel))
+        assert failed == tuple(f"no mixture starts {name} at the common rate" for name in named)

@@ -95,3 +95,23 @@ def equal_rate_mixture(kernel: BehaviourKernel) -> FloatArray:
         return np.zeros(len(kernel.behaviours))
     mixture, _ = nnls(kernel.matrix / scale, np.ones(len(kernel.behaviours)))
     return mixture / mixture.sum() if mixture.sum() else mixture
+
+
+def equal_rate_failures(kernel: BehaviourKernel, mixture: FloatArray) -> tuple[str, ...]:
+    """Which behaviours do not start as fast as the mixture's average, by more than a thousandth of it, in words.
+
+    Args:
+        kernel: of the behaviours.
+        mixture: of `equal_rate_mixture`, shape (K,).
+
+    >>> opposed = BehaviourKernel(["a", "b"], np.array([[1.0, -2.0], [-2.0, 9.0]]), np.array([0.5, 0.5]))
+    >>> equal_rate_failures(opposed, equal_rate_mixture(opposed))
+    ()
+    >>> crowded = BehaviourKernel(["a", "b"], np.array([[1.0, 2.0], [2.0, 9.0]]), np.array([0.5, 0.5]))
+    >>> equal_rate_failures(crowded, equal_rate_mixture(crowded))
+    ('no mixture starts b at the common rate',)
+    """
+    rates = kernel.matrix @ mixture
+    common = float(mixture @ rates)
+    uneven = [name for name, rate in zip(kernel.behaviours, rates, strict=True) if abs(rate - common) > 1e-3 * common]
+    return (f"no mixture starts {', '.join(uneven)} at the common rate",) if uneven else ()
