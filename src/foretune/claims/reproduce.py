@@ -2,19 +2,23 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from foretune.claims import (
     accuracy,
     collapse,
+    dialogue,
     displacement,
     equal_rate,
+    fine_tuning,
     label_noise,
     linear_bound,
     loss_rate,
     many_behaviours,
     misalignment,
     priority,
+    representations,
     weight_change,
 )
 from foretune.claims.claim import Claim, NotApplicable, not_applicable, result_of
@@ -25,14 +29,14 @@ from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of
 from foretune.verbs.audit import audit_prepared
 from foretune.verbs.job import Job, job_from
-from foretune.verbs.prepare import prepare
+from foretune.verbs.prepare import Prepared, prepare
 from foretune.verbs.progress import Progress
 
 CLAIMS: dict[str, Claim] = {
     module.CLAIM.name: module.CLAIM
     for module in (
-        *(weight_change, linear_bound, loss_rate, collapse, accuracy, priority, misalignment),
-        *(many_behaviours, label_noise, equal_rate, displacement),
+        *(weight_change, linear_bound, loss_rate, collapse, accuracy, fine_tuning, priority, representations),
+        *(misalignment, dialogue, many_behaviours, label_noise, equal_rate, displacement),
     )
 }
 # What a reproduction takes where nothing else is said.
@@ -46,11 +50,15 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+DIALOGUE = "bundled:free_text"
+
+
 def reproduce(
     job: Job | None = None,
     *,
     claims: Sequence[str] | None = None,
     quick: bool = False,
+    dialogue_dataset_name: str | None = DIALOGUE,
     progress: Progress | None = None,
     **arguments: Any,
 ) -> RunFolder:
@@ -60,6 +68,7 @@ def reproduce(
         job: a resolved job, or None to build one from `arguments`.
         claims: names of the claims to test; None: all.
         quick: fewer behaviours, rows and runs.
+        dialogue_dataset_name: pairs with answers of several tokens, for the claims about those; None: none.
         progress: where progress is shown; None: nowhere.
         **arguments: TRL's and foretune's arguments; the embedded model and the bundled behaviours where none are named.
 
@@ -75,15 +84,27 @@ def reproduce(
     job = job or job_from(**{**DEFAULTS, **arguments})
     prepared = prepare(job)
     run = audit_prepared(prepared, progress)
-    study = Study(prepared, progress, quick=quick)
+    text = partial(_dialogue, prepared, dialogue_dataset_name, progress, quick) if dialogue_dataset_name else None
+    study = Study(prepared, progress, quick=quick, dialogue=text)
     kept = {} if job.ours.restart else {page["claim"]: page for page in run.read_json("claims.json") or []}
     for claim in wanted:
-        key = sha256_of(study.key, claim.name, claim.statement)
+        key = sha256_of(study.key, dialogue_dataset_name, claim.name, claim.statement)
         if kept.get(claim.name, {}).get("key") != key:
             progress.say(f"{claim.name}: {claim.title.lower()} …")
             kept[claim.name] = _tested(claim, study) | {"key": key}
             run.write_json("claims.json", [kept[name] for name in CLAIMS if name in kept])
     return run
+
+
+def _dialogue(prepared: Prepared, name: str, progress: Progress, quick: bool) -> Study:
+    """The study of the same model on other data, in a folder of its own."""
+    job = prepared.job
+    others = ("behaviour_column", "behaviours", "dataset_config", "dataset_train_split", "dataset_test_split")
+    said = {key: value for key, value in job.explicit.items() if key not in others}
+    folder = str(job.run.path / "dialogue")
+    text = prepare(job_from(**{**said, "dataset_name": name, "output_dir": folder}), loaded=prepared.loaded)
+    audit_prepared(text, progress)
+    return Study(text, progress, quick=quick)
 
 
 def chosen_claims(names: Sequence[str] | None) -> list[Claim]:
