@@ -10,7 +10,9 @@ import time
 import pytest
 from tests.cli.test_cli import run
 
+import foretune
 from foretune.claims.reproduce import CLAIMS
+from foretune.errors import UserError
 from foretune.records import load_run
 
 
@@ -101,6 +103,14 @@ def test_what_data_cannot_show_is_not_applicable(tiny_folder, persona_file, tmp_
 def test_an_unknown_claim_is_refused(tiny_folder, tmp_path, capsys):
     assert run(*command(tiny_folder, "bundled:statements", tmp_path / "run", "--claims", "R99")) == 2
     assert f"no claim is called 'R99': there are {', '.join(CLAIMS)}." in capsys.readouterr().err
+
+
+def test_other_losses_and_launchers_are_refused(tiny_folder, tmp_path, capsys, monkeypatch):
+    assert run(*command(tiny_folder, "bundled:statements", tmp_path / "run", "--loss_type", "hinge")) == 2
+    assert "the claims are about DPO, loss_type is hinge" in capsys.readouterr().err
+    monkeypatch.setattr("foretune.claims.reproduce.processes.count", lambda: 2)
+    with pytest.raises(UserError, match="runs in one process, this launch has 2"):
+        foretune.reproduce(model_name_or_path=str(tiny_folder), output_dir=str(tmp_path / "run"))
 
 
 def test_a_killed_reproduction_continues(tiny_folder, tmp_path):

@@ -18,8 +18,8 @@ def run(study: Study) -> Evidence:
     groups = dialogue_groups(study)
     for trainable in tuning.trainables(study):
         what = tuning.WORDS[trainable]
-        settings |= {f"{trainable}: {name}": value for name, value in tuning.settings_of(study, trainable).items()}
-        beta = settings[f"{trainable}: β"]
+        settings |= {f"{what}: {name}": value for name, value in tuning.settings_of(study, trainable).items()}
+        beta = settings[f"{what}: β"]
         lives = {name: tuning.misaligned(study, members, trainable) for name, members in groups.items()}
         checks.append(
             Check(

@@ -16,12 +16,12 @@ def run(study: Study) -> Evidence:
     five = {item.name for item in study.five()}
     checks, plots, settings = [], [], {"behaviours": len(items)}
     for trainable in tuning.trainables(study):
-        settings |= {f"{trainable}: {name}": value for name, value in tuning.settings_of(study, trainable).items()}
-        beta = settings[f"{trainable}: β"]
+        what = tuning.WORDS[trainable]
+        settings |= {f"{what}: {name}": value for name, value in tuning.settings_of(study, trainable).items()}
+        beta = settings[f"{what}: β"]
         lives = [tuning.aligned(study, item, trainable).life for item in items]
         losses = np.array([life.losses(beta).mean(1) for life in lives])
         fallen = losses[:, 0] - losses[:, -1]
-        what = tuning.WORDS[trainable]
         checks.append(
             Check(f"{what}: Spearman of ‖Δ‖ and the fall of the loss", spearman(distance, fallen), above(0.0))
         )

@@ -16,8 +16,8 @@ def run(study: Study) -> Evidence:
     checks, plots, settings = [], [], {}
     for trainable in tuning.trainables(study):
         what = tuning.WORDS[trainable]
-        settings |= {f"{trainable}: {name}": value for name, value in tuning.settings_of(study, trainable).items()}
-        beta = settings[f"{trainable}: β"]
+        settings |= {f"{what}: {name}": value for name, value in tuning.settings_of(study, trainable).items()}
+        beta = settings[f"{what}: β"]
         lives = {item.name: tuning.misaligned(study, item.members, trainable) for item in five}
         more = np.array([faster(life, beta).mean() for life in lives.values()])
         grown = [tuning.aligned(study, item, trainable).distances[:, -1] for item in five]

@@ -15,7 +15,7 @@ def run(study: Study) -> Evidence:
     checks, plots, lines, settings = [], [], [], {"behaviours": len(items)}
     for trainable in tuning.trainables(study):
         what = tuning.WORDS[trainable]
-        settings |= {f"{trainable}: {name}": value for name, value in tuning.settings_of(study, trainable).items()}
+        settings |= {f"{what}: {name}": value for name, value in tuning.settings_of(study, trainable).items()}
         runs = [tuning.aligned(study, item, trainable) for item in items]
         # every row's embedding of the last prompt token is the same, so its ‖Δ‖ is 0
         growth = np.log([found.distances[1, 1:] / found.distances[0, 1:] for found in runs])

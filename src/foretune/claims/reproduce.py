@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from foretune import processes
 from foretune.claims import (
     accuracy,
     collapse,
@@ -46,6 +47,7 @@ DEFAULTS: dict[str, Any] = {
     "output_dir": "reproduction",
     "max_pairs_per_behaviour": 200,
     "sketch_dim": 256,
+    "draws": 200,
     "beta": 0.01,
 }
 
@@ -82,6 +84,7 @@ def reproduce(
     wanted = chosen_claims(claims)
     progress = progress or Progress.silent()
     job = job or job_from(**{**DEFAULTS, **arguments})
+    _check(job)
     prepared = prepare(job)
     run = audit_prepared(prepared, progress)
     text = partial(_dialogue, prepared, dialogue_dataset_name, progress, quick) if dialogue_dataset_name else None
@@ -94,6 +97,17 @@ def reproduce(
             kept[claim.name] = _tested(claim, study) | {"key": key}
             run.write_json("claims.json", [kept[name] for name in CLAIMS if name in kept])
     return run
+
+
+def _check(job: Job) -> None:
+    if job.training.loss_type != ["sigmoid"]:
+        raise UserError(
+            f"the claims are about DPO, loss_type is {' + '.join(job.training.loss_type)}: leave out --loss_type."
+        )
+    if processes.count() > 1:
+        raise UserError(
+            f"foretune reproduce runs in one process, this launch has {processes.count()}: start it without a launcher."
+        )
 
 
 def _dialogue(prepared: Prepared, name: str, progress: Progress, quick: bool) -> Study:

@@ -119,12 +119,14 @@ class Study:
         """Those with two one-token answers and rows enough, by name.
 
         Raises:
-            NotApplicable: the answers are not one token each, or no behaviour has rows enough.
+            NotApplicable: the answers are not one token each, logits are capped, or no behaviour has rows enough.
         """
         answer, shared = answers_of(self.prepared)
         pair = self.prepared.pairs[0]
         if not shared or pair.chosen_ids[1:] != pair.rejected_ids[1:]:
             raise NotApplicable("the pairs do not share two answers of one token each, such as Yes and No")
+        if head_of(self.prepared.loaded.model).softcap is not None:
+            raise NotApplicable("the model caps its logits, so margins are not linear in the output layer")
         states, found = self.features.first_state, []
         for index, name in enumerate(self.prepared.pairs.names):
             train, test = (

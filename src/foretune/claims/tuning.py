@@ -72,14 +72,13 @@ def rows_of(study: Study) -> int:
 
 def settings_of(study: Study, trainable: str) -> dict[str, Any]:
     """Of a run, for its key and for readers."""
-    training, epochs = _job(study, trainable, "").training, "epochs"
+    training = _job(study, trainable, "").training
     return {
-        "trained": WORDS[trainable],
         "optimiser": f"{getattr(training.optim, 'value', training.optim)}, learning rate {training.learning_rate:g}, "
         f"{getattr(training.lr_scheduler_type, 'value', training.lr_scheduler_type)}",
         "β": training.beta,
         "batch": training.per_device_train_batch_size,
-        epochs: training.num_train_epochs,
+        "epochs": training.num_train_epochs,
         "rows of each": rows_of(study),
     }
 
@@ -215,4 +214,8 @@ def _job(study: Study, trainable: str, folder: str) -> Job:
 
 
 def _key(study: Study, members: NDArray[np.int64], trainable: str) -> dict[str, Any]:
-    return {**settings_of(study, trainable), "pairs": study.prepared.pairs.pair_id[members].tolist()}
+    return {
+        "trainable": trainable,
+        **settings_of(study, trainable),
+        "pairs": study.prepared.pairs.pair_id[members].tolist(),
+    }

@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Sequence
 
-from foretune import processes
 from foretune.claims.reproduce import DEFAULTS, DIALOGUE, chosen_claims, reproduce
 from foretune.report import build_reproduction, print_reproduction
 from foretune.verbs.job import parse_job
@@ -27,7 +26,6 @@ def run(arguments: Sequence[str]) -> None:
         dialogue_dataset_name=own.dialogue_dataset_name or None,
         progress=Progress(),
     )
-    if processes.is_main():
-        page = build_reproduction(folder.path)
-        print_reproduction(folder.path)
-        print(f"report: {page}")
+    page = build_reproduction(folder.path)
+    print_reproduction(folder.path)
+    print(f"report: {page}")
