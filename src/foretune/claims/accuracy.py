@@ -62,8 +62,9 @@ def run(study: Study) -> Evidence:
     ]
     words = {"setting": setting.words, "behaviours": len(behaviours)}
     note = (
-        "The first step moves towards the mean of s·x. Where the two sides' means differ in length, it moves all pairs of one "
-        "answer the right way and all of the other the wrong way: the early accuracy is then near one half, whatever ‖Δ‖ is."
+        "The first step moves along the mean of s·x. Where the two sides' means differ in length, it moves all pairs "
+        "of one answer the right way and those of the other the wrong way: the early accuracy is then near one half, "
+        "whatever ‖Δ‖ is."
     )
     return Evidence(checks, plots, last_layer.SETTINGS | words, [note])
 

@@ -24,7 +24,7 @@ from foretune.training.observer import BehaviourObserver
 from foretune.training.terminal import quieten
 from foretune.training.trainer import PreferenceTrainer
 from foretune.verbs.job import Job, job_from
-from foretune.verbs.train import packed
+from foretune.verbs.train import packed, training_key
 
 FloatArray = NDArray[np.float64]
 LORA, FULL = "lora", "full"
@@ -214,8 +214,5 @@ def _job(study: Study, trainable: str, folder: str) -> Job:
 
 
 def _key(study: Study, members: NDArray[np.int64], trainable: str) -> dict[str, Any]:
-    return {
-        "trainable": trainable,
-        **settings_of(study, trainable),
-        "pairs": study.prepared.pairs.pair_id[members].tolist(),
-    }
+    own = {"trainable": trainable, "rate": RATES[trainable], **DEFAULTS}
+    return {"run": training_key(study.prepared), **own, "pairs": study.prepared.pairs.pair_id[members].tolist()}
