@@ -24,9 +24,11 @@ def behaviour(name, difference, *, centre=0.0, spread=1.0, seed=0, plus=ROWS // 
 
 
 def study_of(behaviours, tmp_path) -> Study:
-    """A study that has these behaviours and no model; its prompts are no text."""
+    """A study that has these behaviours and a model without a final norm; its prompts are no text."""
     table = [{"prompt": [{"role": "user", "content": ""}]}]
-    prepared = SimpleNamespace(job=SimpleNamespace(run=SimpleNamespace(path=tmp_path)), rows=lambda split: table)
+    job = SimpleNamespace(run=SimpleNamespace(path=tmp_path))
+    loaded = SimpleNamespace(model=SimpleNamespace(base_model=SimpleNamespace()))
+    prepared = SimpleNamespace(job=job, rows=lambda split: table, loaded=loaded)
     study = Study(prepared, Progress.silent())
     study.__dict__ |= {
         "behaviours": behaviours,

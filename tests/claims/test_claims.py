@@ -8,6 +8,7 @@ from foretune.claims import (
     collapse,
     displacement,
     equal_rate,
+    fine_tuning,
     label_noise,
     last_layer,
     linear_bound,
@@ -15,6 +16,8 @@ from foretune.claims import (
     many_behaviours,
     misalignment,
     priority,
+    representations,
+    tuning,
     weight_change,
 )
 from foretune.claims.claim import (
@@ -33,7 +36,7 @@ from foretune.claims.claim import (
 from foretune.claims.intervals import log_slope, mean, over_pairs, spearman
 from foretune.claims.study import Study
 from foretune.objectives import DPO
-from tests.claims.conftest import DIM, behaviour, study_of
+from tests.claims.conftest import DIM, ROWS, behaviour, study_of
 
 
 @pytest.mark.parametrize(
@@ -95,9 +98,55 @@ def test_pairs_that_share_a_behaviour_are_not_independent():
 
 
 def test_claims_that_theory_proves_are_shown_on_orthogonal_behaviours(distinct):
-    for module in (weight_change, linear_bound, loss_rate, collapse, priority, misalignment, displacement, equal_rate):
+    for module in (weight_change, linear_bound, loss_rate, collapse, priority, equal_rate):
         evidence = module.run(distinct)
         assert evidence.verdict == SHOWN, (module.__name__, [(c.what, c.found, c.verdict) for c in evidence.checks])
+
+
+def test_frozen_features_are_misaligned_at_one_speed(distinct):
+    check, _ = misalignment._frozen(distinct)
+    assert check.verdict == SHOWN and check.found.high == pytest.approx(1, abs=1e-9)
+
+
+def test_the_output_layer_displaces_no_one_token_answer(distinct):
+    evidence = displacement.run(distinct)
+    assert evidence.verdict == SHOWN and "no data with answers of several tokens" in evidence.notes[0]
+    # … but it can where the margin shrinks
+    lowest, share, _ = displacement._falls(distinct, distinct.behaviours[0])
+    assert share == 0 and lowest >= 0
+
+
+def life(speed, rows=10):
+    """A run in which every margin grows by `speed` a step; only the chosen answers move."""
+    log_probs = np.zeros((5, 2, rows)) - 3.0
+    log_probs[:, 0] += speed * np.arange(5)[:, None]
+    return tuning.Life(np.arange(5.0), log_probs)
+
+
+def aligned_at(speed, growth=1.0):
+    states = np.random.default_rng(0).normal(size=(ROWS, DIM))
+    return tuning.Aligned(life(speed), states, growth * states, np.array([[0.0, 2.0], [0.0, 2.0 * growth]]))
+
+
+@pytest.mark.parametrize(("direction", "verdict"), [(1, SHOWN), (-1, OPPOSITE)])
+def test_real_runs_are_judged_by_what_they_did(distinct, monkeypatch, direction, verdict):
+    monkeypatch.setattr(tuning, "settings_of", lambda study, trainable: {"β": 0.1})
+    monkeypatch.setattr(tuning, "aligned", lambda study, item, trainable: aligned_at(item.distance**direction))
+    assert fine_tuning.run(distinct).verdict == verdict
+    grown = 1.5**direction
+    monkeypatch.setattr(tuning, "aligned", lambda study, item, trainable: aligned_at(1.0, grown))
+    assert representations.run(distinct).verdict == verdict
+    # flipped labels: the margins of the right ones fall
+    lives = life(-1.0), life(-(2.0**direction))
+    monkeypatch.setattr(tuning, "misaligned", lambda study, members, trainable: lives)
+    found = [check for check in misalignment.run(distinct).checks if check.what.startswith("LoRA")]
+    assert found[0].verdict == verdict
+
+
+def test_losses_of_flipped_labels_are_those_of_negative_margins():
+    falling = life(-1.0)
+    np.testing.assert_allclose(falling.losses(0.1, flipped=True)[-1], np.log1p(np.exp(-0.4)))
+    assert (falling.losses(0.1)[-1] > np.log(2)).all()
 
 
 def test_label_noise_scales_the_rate(distinct):

@@ -10,7 +10,9 @@ import time
 import pytest
 from tests.cli.test_cli import run
 
+import foretune
 from foretune.claims.reproduce import CLAIMS
+from foretune.errors import UserError
 from foretune.records import load_run
 
 
@@ -58,6 +60,33 @@ def test_finished_claims_are_kept_and_others_added(finished, tiny_folder, capsys
     assert {name: after[name] for name in before} == before and "R14" in after
 
 
+REAL = "R6,R8,R9,R10,R14"
+
+
+@pytest.fixture(scope="module")
+def with_runs(tiny_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "real"
+    flags = ["--quick", "--num_train_epochs", "1", "--claims", REAL]
+    assert run(*command(tiny_folder, "bundled:statements", out, *flags)) == 0
+    return out
+
+
+def test_claims_about_real_runs_are_judged(with_runs):
+    found = pages(with_runs)
+    assert all(found[name]["verdict"] in ("shown", "not shown", "opposite") for name in REAL.split(","))
+    assert found["R8"]["plots"][0]["x_label"] == "layer"
+    assert any("t-SNE" in plot["x_label"] for plot in found["R8"]["plots"])
+    assert found["R9"]["checks"][-1]["value"] == pytest.approx(1)
+    assert any("CHES" in check["what"] for check in found["R14"]["checks"])
+    assert (with_runs / "dialogue" / "behaviours.parquet").exists()
+
+
+def test_real_runs_are_not_repeated(with_runs, tiny_folder, monkeypatch):
+    monkeypatch.setattr("foretune.claims.tuning.train", None)
+    flags = ["--quick", "--num_train_epochs", "1", "--claims", "R6", "--restart", "True"]
+    assert run(*command(tiny_folder, "bundled:statements", with_runs, *flags)) == 0
+
+
 def test_what_data_cannot_show_is_not_applicable(tiny_folder, persona_file, tmp_path, capsys):
     assert run(*command(tiny_folder, persona_file, tmp_path / "few", "--claims", "R1,R2")) == 0
     few = pages(tmp_path / "few")
@@ -66,11 +95,22 @@ def test_what_data_cannot_show_is_not_applicable(tiny_folder, persona_file, tmp_
     assert "not applicable" in capsys.readouterr().out
     assert run(*command(tiny_folder, "bundled:free_text", tmp_path / "text", "--claims", "R2")) == 0
     assert "one token" in pages(tmp_path / "text")["R2"]["reason"]
+    flags = ["--claims", "R10", "--dialogue_dataset_name", str(persona_file)]
+    assert run(*command(tiny_folder, persona_file, tmp_path / "few", *flags)) == 0
+    assert "are the same two" in pages(tmp_path / "few")["R10"]["reason"]
 
 
 def test_an_unknown_claim_is_refused(tiny_folder, tmp_path, capsys):
     assert run(*command(tiny_folder, "bundled:statements", tmp_path / "run", "--claims", "R99")) == 2
     assert f"no claim is called 'R99': there are {', '.join(CLAIMS)}." in capsys.readouterr().err
+
+
+def test_other_losses_and_launchers_are_refused(tiny_folder, tmp_path, capsys, monkeypatch):
+    assert run(*command(tiny_folder, "bundled:statements", tmp_path / "run", "--loss_type", "hinge")) == 2
+    assert "the claims are about DPO, loss_type is hinge" in capsys.readouterr().err
+    monkeypatch.setattr("foretune.claims.reproduce.processes.count", lambda: 2)
+    with pytest.raises(UserError, match="runs in one process, this launch has 2"):
+        foretune.reproduce(model_name_or_path=str(tiny_folder), output_dir=str(tmp_path / "run"))
 
 
 def test_a_killed_reproduction_continues(tiny_folder, tmp_path):

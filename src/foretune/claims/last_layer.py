@@ -7,6 +7,7 @@ step takes all rows.
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from foretune.claims.study import Behaviour, Study
@@ -90,21 +91,19 @@ def accuracy(margins: FloatArray) -> FloatArray:
     return (margins > 0).mean(-1) + (margins == 0).mean(-1) / 2
 
 
-def adam_weight_change(phi: FloatArray, *, beta: float, learning_rate: float, steps: int) -> FloatArray:
-    """‖ΔW‖ along a run of torch's Adam on both answers' rows, shape (steps + 1,)."""
-    import torch
-
-    # both rows of W move alike, in opposite directions: v is one of them, and u = √2 v
-    rows = torch.from_numpy(phi / np.sqrt(2))
+def adam_path(phi: FloatArray, *, beta: float = 0.01, learning_rate: float = 1e-3, steps: int = 100) -> FloatArray:
+    """The path u of torch's Adam on both answers' rows, shape (steps + 1, hidden); defaults are the follow-up's."""
+    # both rows of W move alike, in opposite directions: v is one of them, u = √2 v, and margins are φ·u
+    rows = torch.from_numpy(np.sqrt(2) * phi)
     moved = torch.zeros(rows.shape[1], dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.Adam([moved], lr=learning_rate)
-    objective, found = DPO(beta=beta), [0.0]
+    objective, path = DPO(beta=beta), [moved.detach().numpy().copy()]
     for _ in range(steps):
         optimiser.zero_grad()
-        objective.torch_value(2 * rows @ moved).mean().backward()
+        objective.torch_value(rows @ moved).mean().backward()
         optimiser.step()
-        found.append(float(2**0.5 * moved.detach().norm()))
-    return np.array(found)
+        path.append(moved.detach().numpy().copy())
+    return np.sqrt(2) * np.array(path)
 
 
 def initial_rate(phi: FloatArray, objective: DPO) -> float:

@@ -16,7 +16,7 @@ def run(study: Study) -> Evidence:
     settings = {"paper's": last_layer.PAPER, "longest": _largest_step(study)}
     checks, lines = [], []
     for name, setting in settings.items():
-        times = setting.learning_rate * np.arange(setting.steps + 1)[1:]
+        times = setting.learning_rate * np.arange(1.0, setting.steps + 1)
         objective, weights, losses = DPO(beta=setting.beta), [], []
         for item, course in zip(study.behaviours, last_layer.alone(study, setting), strict=True):
             length = float(np.linalg.norm(item.phi.mean(0)))

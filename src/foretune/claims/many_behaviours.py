@@ -35,17 +35,21 @@ class Cell(NamedTuple):
         num_behaviours: K.
         rows: n, of each behaviour.
         margin: mean margin of the training rows at the end.
-        forecast_margin: the closed form's.
         error: share of held-out rows whose margin is not positive.
+        forecast_margin: the closed form's.
         forecast_error: the closed form's.
+        adam_margin: what Adam does in as many steps, as in the follow-up's code.
+        adam_error: the same.
     """
 
     num_behaviours: int
     rows: int
     margin: float
-    forecast_margin: float
     error: float
+    forecast_margin: float
     forecast_error: float
+    adam_margin: float
+    adam_error: float
 
 
 def run(study: Study) -> Evidence:
@@ -57,23 +61,31 @@ def run(study: Study) -> Evidence:
     sizes = sorted({rows for rows in (10, 20, 40, 80, 160) if rows < most} | {most})
     cells = _cells(behaviours, [count for count in TOGETHER if count <= len(behaviours)], sizes)
     full = [cell for cell in cells if cell.rows == most]
-    (growth, error_of_k), (planned, _) = _fits(full), _fits(full, forecast=True)
-    both = _surface(cells)
     checks = [
-        Check("slope of log margin on log K (−1: margins grow as 1/K)", growth, near(-1, 0.25), FOLLOW_UP),
-        Check("rise of the test error with each doubling of K", error_of_k, above(0.0), FOLLOW_UP),
-        Check("slope of log margin on log K, forecast", planned, source=OURS),
-        Check("change of the test error with each doubling of rows per behaviour, K held fixed", both, source=OURS),
+        Check(
+            "slope of log margin on log K (−1: margins grow as 1/K)", _fits(full, "margin"), near(-1, 0.25), FOLLOW_UP
+        ),
+        Check("rise of the test error with each doubling of K", _fits(full, "error", log=False), above(0.0), FOLLOW_UP),
+        Check("slope of log margin on log K, forecast", _fits(full, "forecast_margin"), source=OURS),
+        Check(
+            "change of the test error with each doubling of rows per behaviour, K held fixed",
+            _surface(cells),
+            source=OURS,
+        ),
         Check(
             "margins: mean relative distance of the forecast (second-order closed form)",
-            Estimate.exact(np.mean([abs(cell.forecast_margin / cell.margin - 1) for cell in cells])),
+            Estimate.exact(float(np.mean([abs(cell.forecast_margin / cell.margin - 1) for cell in cells]))),
             source=OURS,
         ),
         Check(
             "test errors: mean distance of the forecast",
-            Estimate.exact(np.mean([abs(cell.forecast_error - cell.error) for cell in cells])),
+            Estimate.exact(float(np.mean([abs(cell.forecast_error - cell.error) for cell in cells]))),
             source=OURS,
         ),
+    ]
+    checks += [
+        Check("control, Adam (the follow-up's code): slope of log margin on log K", _fits(full, "adam_margin")),
+        Check("control, Adam: rise of the test error with each doubling of K", _fits(full, "adam_error", log=False)),
     ]
     plots = [_plot(cells, "margin", sizes), _plot(cells, "error", sizes)]
     words = {"setting": SETTING.words, "K": sorted({cell.num_behaviours for cell in cells}), "rows of each": sizes}
@@ -99,21 +111,19 @@ def _cell(group: list[Behaviour], rows: int) -> Cell:
     time = np.array([SETTING.learning_rate * SETTING.steps])
     forecast = second_order_weights(time, phi, DPO(beta=SETTING.beta))[0]
     found = []
-    for weights in (path, forecast):
+    for weights in (path, forecast, last_layer.adam_path(phi)[-1]):
         errors = [
             1 - float(last_layer.accuracy(features(item.test_states, item.test_sign) @ weights)) for item in group
         ]
-        found.append((float((phi @ weights).mean()), float(np.mean(errors))))
-    (margin, error), (forecast_margin, forecast_error) = found
-    return Cell(len(group), rows, margin, forecast_margin, error, forecast_error)
+        found += [float((phi @ weights).mean()), float(np.mean(errors))]
+    return Cell(len(group), rows, *found)
 
 
-def _fits(cells: list[Cell], *, forecast: bool = False) -> tuple[Estimate, Estimate]:
-    """Slopes of log margin on log K and of the error on log₂ K; interval: bootstrap of groups."""
-    count = np.array([cell.num_behaviours for cell in cells])
-    margin = np.array([cell.forecast_margin if forecast else cell.margin for cell in cells])
-    error = np.array([cell.forecast_error if forecast else cell.error for cell in cells])
-    return _slope([np.log(count)], np.log(np.maximum(margin, 1e-12))), _slope([np.log2(count)], error)
+def _fits(cells: list[Cell], what: str, *, log: bool = True) -> Estimate:
+    """Slope of a cell's log value on log K, or (`log` False) of its value on log₂ K."""
+    count = np.array([cell.num_behaviours for cell in cells], dtype=float)
+    values = np.array([getattr(cell, what) for cell in cells])
+    return _slope([np.log(count)], np.log(np.maximum(values, 1e-12))) if log else _slope([np.log2(count)], values)
 
 
 def _surface(cells: list[Cell]) -> Estimate:

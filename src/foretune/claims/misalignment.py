@@ -2,26 +2,51 @@
 
 import numpy as np
 
-from foretune.claims import last_layer
-from foretune.claims.claim import OURS, Check, Claim, Estimate, Evidence, Plot, Series, near
+from foretune.claims import last_layer, tuning
+from foretune.claims.claim import OURS, PAPER, Check, Claim, Estimate, Evidence, Plot, Series, above, near
+from foretune.claims.dialogue import faster, flipped_plot
+from foretune.claims.intervals import mean
 from foretune.claims.study import Behaviour, Study
 from foretune.objectives import DPO
 
 
 def run(study: Study) -> Evidence:
-    """With frozen features the ratio of the two speeds is 1."""
+    """Real runs from both starts, whose features change; and the output layer alone, where the ratio of speeds is 1."""
+    five = [item.first(tuning.rows_of(study)) for item in study.five()]
+    checks, plots, settings = [], [], {}
+    for trainable in tuning.trainables(study):
+        what = tuning.WORDS[trainable]
+        settings |= {f"{what}: {name}": value for name, value in tuning.settings_of(study, trainable).items()}
+        beta = settings[f"{what}: β"]
+        lives = {item.name: tuning.misaligned(study, item.members, trainable) for item in five}
+        more = np.array([faster(life, beta).mean() for life in lives.values()])
+        grown = [tuning.aligned(study, item, trainable).distances[:, -1] for item in five]
+        predicted = np.array([(after / before) ** 2 - 1 for before, after in grown])
+        checks += [
+            Check(
+                f"{what}: fall of the flipped loss, aligned less base, over the base's (averaged along the run)",
+                mean(more),
+                above(0.0),
+                PAPER,
+            ),
+            Check(f"control, {what}: the same as (‖Δ_aligned‖/‖Δ_base‖)² − 1 predicts", mean(predicted)),
+        ]
+        plots.append(flipped_plot(lives, beta, what))
+    frozen, plot = _frozen(study)
+    return Evidence([*checks, frozen], [*plots, plot], settings | {"behaviours": len(five)})
+
+
+def _frozen(study: Study) -> tuple[Check, Plot]:
     setting, five = last_layer.PAPER, study.five()
     pairs = [_flipped(study, item, setting) for item in five]
     ratio = np.array([(base[0] - base[-1]) / (aligned[0] - aligned[-1]) for base, aligned in pairs])
-    checks = [
-        Check(
-            "output layer alone: fall of the flipped loss from the aligned start over that from the base",
-            Estimate(ratio.mean(), ratio.min(), ratio.max()),
-            near(1, 0.01),
-            OURS,
-        )
-    ]
     steps = list(range(setting.steps + 1))
+    check = Check(
+        "output layer alone: fall of the flipped loss, aligned over base (mean, range over behaviours)",
+        Estimate(ratio.mean(), ratio.min(), ratio.max()),
+        near(1, 0.01),
+        OURS,
+    )
     plot = Plot(
         "step",
         "loss of the flipped labels",
@@ -32,7 +57,7 @@ def run(study: Study) -> Evidence:
         ],
         "The output layer alone: both starts give one curve.",
     )
-    return Evidence(checks, [plot], last_layer.SETTINGS | {"behaviours": len(five)})
+    return check, plot
 
 
 def _flipped(study: Study, item: Behaviour, setting: last_layer.Setting) -> tuple[np.ndarray, np.ndarray]:
@@ -68,6 +93,6 @@ CLAIM = Claim(
     "Aligned models are misaligned faster",
     "The loss of flipped labels falls faster from the aligned model than from the base; with frozen features equally "
     "fast.",
-    OURS,
+    PAPER,
     run,
 )

@@ -2,19 +2,24 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+from foretune import processes
 from foretune.claims import (
     accuracy,
     collapse,
+    dialogue,
     displacement,
     equal_rate,
+    fine_tuning,
     label_noise,
     linear_bound,
     loss_rate,
     many_behaviours,
     misalignment,
     priority,
+    representations,
     weight_change,
 )
 from foretune.claims.claim import Claim, NotApplicable, not_applicable, result_of
@@ -25,14 +30,14 @@ from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of
 from foretune.verbs.audit import audit_prepared
 from foretune.verbs.job import Job, job_from
-from foretune.verbs.prepare import prepare
+from foretune.verbs.prepare import Prepared, prepare
 from foretune.verbs.progress import Progress
 
 CLAIMS: dict[str, Claim] = {
     module.CLAIM.name: module.CLAIM
     for module in (
-        *(weight_change, linear_bound, loss_rate, collapse, accuracy, priority, misalignment),
-        *(many_behaviours, label_noise, equal_rate, displacement),
+        *(weight_change, linear_bound, loss_rate, collapse, accuracy, fine_tuning, priority, representations),
+        *(misalignment, dialogue, many_behaviours, label_noise, equal_rate, displacement),
     )
 }
 # What a reproduction takes where nothing else is said.
@@ -42,8 +47,12 @@ DEFAULTS: dict[str, Any] = {
     "output_dir": "reproduction",
     "max_pairs_per_behaviour": 200,
     "sketch_dim": 256,
+    "draws": 200,
     "beta": 0.01,
 }
+
+
+DIALOGUE = "bundled:free_text"
 
 
 def reproduce(
@@ -51,6 +60,7 @@ def reproduce(
     *,
     claims: Sequence[str] | None = None,
     quick: bool = False,
+    dialogue_dataset_name: str | None = DIALOGUE,
     progress: Progress | None = None,
     **arguments: Any,
 ) -> RunFolder:
@@ -60,6 +70,7 @@ def reproduce(
         job: a resolved job, or None to build one from `arguments`.
         claims: names of the claims to test; None: all.
         quick: fewer behaviours, rows and runs.
+        dialogue_dataset_name: pairs with answers of several tokens, for the claims about those; None: none.
         progress: where progress is shown; None: nowhere.
         **arguments: TRL's and foretune's arguments; the embedded model and the bundled behaviours where none are named.
 
@@ -73,17 +84,41 @@ def reproduce(
     wanted = chosen_claims(claims)
     progress = progress or Progress.silent()
     job = job or job_from(**{**DEFAULTS, **arguments})
+    _check(job)
     prepared = prepare(job)
     run = audit_prepared(prepared, progress)
-    study = Study(prepared, progress, quick=quick)
+    text = partial(_dialogue, prepared, dialogue_dataset_name, progress, quick) if dialogue_dataset_name else None
+    study = Study(prepared, progress, quick=quick, dialogue=text)
     kept = {} if job.ours.restart else {page["claim"]: page for page in run.read_json("claims.json") or []}
     for claim in wanted:
-        key = sha256_of(study.key, claim.name, claim.statement)
+        key = sha256_of(study.key, dialogue_dataset_name, claim.name, claim.statement)
         if kept.get(claim.name, {}).get("key") != key:
             progress.say(f"{claim.name}: {claim.title.lower()} …")
             kept[claim.name] = _tested(claim, study) | {"key": key}
             run.write_json("claims.json", [kept[name] for name in CLAIMS if name in kept])
     return run
+
+
+def _check(job: Job) -> None:
+    if job.training.loss_type != ["sigmoid"]:
+        raise UserError(
+            f"the claims are about DPO, loss_type is {' + '.join(job.training.loss_type)}: leave out --loss_type."
+        )
+    if processes.count() > 1:
+        raise UserError(
+            f"foretune reproduce runs in one process, this launch has {processes.count()}: start it without a launcher."
+        )
+
+
+def _dialogue(prepared: Prepared, name: str, progress: Progress, quick: bool) -> Study:
+    """The study of the same model on other data, in a folder of its own."""
+    job = prepared.job
+    others = ("behaviour_column", "behaviours", "dataset_config", "dataset_train_split", "dataset_test_split")
+    said = {key: value for key, value in job.explicit.items() if key not in others}
+    folder = str(job.run.path / "dialogue")
+    text = prepare(job_from(**{**said, "dataset_name": name, "output_dir": folder}), loaded=prepared.loaded)
+    audit_prepared(text, progress)
+    return Study(text, progress, quick=quick)
 
 
 def chosen_claims(names: Sequence[str] | None) -> list[Claim]:

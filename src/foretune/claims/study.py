@@ -17,6 +17,7 @@ from foretune.statistics.behaviours import yes_no_features
 from foretune.verbs.audit import answers_of, features_key, features_of
 from foretune.verbs.prepare import Prepared
 from foretune.verbs.progress import Progress
+from foretune.verbs.train import training_key
 
 FloatArray = NDArray[np.float64]
 # The paper's figures show these; its priority pair is the second list.
@@ -87,21 +88,26 @@ class Study:
         prepared: data and model in memory.
         progress: where progress is shown.
         quick: fewer behaviours, rows and runs.
-        dialogue: the same model on answers of several tokens, for the claims about those; None: no such data.
+        dialogue: gives the same model's study of answers of several tokens; None: no such data were named.
     """
 
     def __init__(
-        self, prepared: Prepared, progress: Progress, *, quick: bool = False, dialogue: "Study | None" = None
+        self,
+        prepared: Prepared,
+        progress: Progress,
+        *,
+        quick: bool = False,
+        dialogue: "Callable[[], Study] | None" = None,
     ) -> None:
         """Nothing is computed before it is asked for."""
-        self.prepared, self.progress, self.quick, self.dialogue = prepared, progress, quick, dialogue
+        self.prepared, self.progress, self.quick, self._dialogue = prepared, progress, quick, dialogue
         self.run = RunFolder(prepared.job.run.path / "reproduce")
         self._kept: dict[str, Any] = {}
 
     @cached_property
     def key(self) -> str:
         """Everything that all results depend on."""
-        return sha256_of(features_key(self.prepared), self.quick, versions()["foretune"])
+        return sha256_of(training_key(self.prepared), self.quick, versions()["foretune"])
 
     @cached_property
     def features(self) -> PairFeatures:
@@ -113,12 +119,14 @@ class Study:
         """Those with two one-token answers and rows enough, by name.
 
         Raises:
-            NotApplicable: the answers are not one token each, or no behaviour has rows enough.
+            NotApplicable: the answers are not one token each, logits are capped, or no behaviour has rows enough.
         """
         answer, shared = answers_of(self.prepared)
         pair = self.prepared.pairs[0]
         if not shared or pair.chosen_ids[1:] != pair.rejected_ids[1:]:
             raise NotApplicable("the pairs do not share two answers of one token each, such as Yes and No")
+        if head_of(self.prepared.loaded.model).softcap is not None:
+            raise NotApplicable("the model caps its logits, so margins are not linear in the output layer")
         states, found = self.features.first_state, []
         for index, name in enumerate(self.prepared.pairs.names):
             train, test = (
@@ -153,6 +161,19 @@ class Study:
         if len(self.behaviours) < count:
             raise NotApplicable(f"the data has {len(self.behaviours)} such behaviours, this claim needs {count}")
         return self.behaviours
+
+    def of_dialogue(self) -> "Study":
+        """The study of answers of several tokens.
+
+        Raises:
+            NotApplicable: there is none.
+        """
+        if self._dialogue is None:
+            raise NotApplicable("no data with answers of several tokens were named (--dialogue_dataset_name)")
+        study = self.once("dialogue", self._dialogue)
+        if answers_of(study.prepared)[1]:
+            raise NotApplicable(f"all answers in {study.prepared.data.info.source} are the same two")
+        return study
 
     def five(self) -> list[Behaviour]:
         """The paper's five where the data has them, else five evenly spread over distinguishability."""

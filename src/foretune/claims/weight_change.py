@@ -4,27 +4,17 @@ import numpy as np
 
 from foretune.claims import last_layer
 from foretune.claims.claim import OURS, PAPER, Check, Claim, Estimate, Evidence, Plot, Series, above, near
+from foretune.claims.code_differences import code_differences
 from foretune.claims.intervals import mean, spearman
-from foretune.claims.prompts import distances_with_newline
 from foretune.claims.study import MIN_BEHAVIOURS, Behaviour, Study, features
-
-SMALL = 50
 
 
 def run(study: Study) -> Evidence:
-    """Each behaviour alone in the paper's setting; permuted, unbalanced, Adam and newline controls."""
+    """Each behaviour alone in the paper's setting; permuted, unbalanced, Adam and code controls."""
     behaviours, setting = study.at_least(MIN_BEHAVIOURS), last_layer.PAPER
     distance = np.array([item.distance for item in behaviours])
-    courses = last_layer.alone(study, setting)
-    change = np.array([course.weight_change for course in courses])
-    theory = setting.beta * setting.learning_rate * distance / (2 * np.sqrt(2))
-    slope = change[:, 1] / theory
-    adam = np.array(
-        [
-            last_layer.adam_weight_change(item.phi, beta=0.01, learning_rate=1e-3, steps=setting.steps)
-            for item in behaviours
-        ]
-    )
+    change = np.array([course.weight_change for course in last_layer.alone(study, setting)])
+    slope = change[:, 1] / (setting.beta * setting.learning_rate * distance / (2 * np.sqrt(2)))
     checks = [
         Check(f"Spearman of ‖Δ‖ and ‖ΔW‖ after {setting.steps} steps", spearman(distance, change[:, -1]), above(0.9)),
         Check(
@@ -33,34 +23,11 @@ def run(study: Study) -> Evidence:
             near(1, 0.01),
             OURS,
         ),
-        Check(
-            "control, permuted labels: ‖ΔW‖ over that of the true labels",
-            mean(np.array([_permuted(item) for item in behaviours]) / change[:, -1]),
-        ),
-        Check(
-            "control, three of one answer to one of the other: first step of ‖ΔW‖ over βη‖Δ‖/2√2",
-            mean(np.array([_unbalanced(item) for item in behaviours])),
-        ),
-        Check(
-            "control, Adam: largest over smallest ‖ΔW‖ after one step",
-            Estimate.exact(adam[:, 1].max() / adam[:, 1].min()),
-        ),
-        Check(
-            "control, SGD: largest over smallest ‖ΔW‖ after one step",
-            Estimate.exact(change[:, 1].max() / change[:, 1].min()),
-        ),
-        Check(f"control, Adam: Spearman of ‖Δ‖ and ‖ΔW‖ after {setting.steps} steps", spearman(distance, adam[:, -1])),
+        *_controls(behaviours, distance, change),
+        *code_differences(study),
     ]
-    few = study.spread(8)
-    newline = distances_with_newline(study, few, rows=SMALL)
-    if newline is not None:
-        plain = np.array([item.first(SMALL).distance for item in few])
-        checks.append(
-            Check("control, newline after the prompt: Spearman of ‖Δ‖ with and without", spearman(plain, newline))
-        )
-        checks.append(Check("control, newline after the prompt: ‖Δ‖ with over without", mean(newline / plain)))
-    names = [item.name for item in behaviours]
-    five = {item.name for item in study.five()}
+    names, five = [item.name for item in behaviours], {item.name for item in study.five()}
+    steps = list(range(setting.steps + 1))
     plots = [
         Plot(
             "distinguishability ‖Δ‖",
@@ -72,12 +39,7 @@ def run(study: Study) -> Evidence:
             "step",
             "‖ΔW‖",
             [
-                Series(
-                    f"{item.name} (‖Δ‖ {item.distance:.2f})",
-                    list(range(setting.steps + 1)),
-                    found.tolist(),
-                    mode="lines",
-                )
+                Series(f"{item.name} (‖Δ‖ {item.distance:.2f})", steps, found.tolist(), mode="lines")
                 for item, found in zip(behaviours, change, strict=True)
                 if item.name in five
             ],
@@ -85,6 +47,30 @@ def run(study: Study) -> Evidence:
         ),
     ]
     return Evidence(checks, plots, last_layer.SETTINGS | {"behaviours": len(behaviours)})
+
+
+def _controls(behaviours: list[Behaviour], distance: np.ndarray, change: np.ndarray) -> list[Check]:
+    """What labels that say nothing, uneven answers and Adam do; `change`: ‖ΔW‖, (behaviours, steps + 1)."""
+    permuted = np.array([_permuted(item) for item in behaviours])
+    adam = np.array([np.linalg.norm(last_layer.adam_path(item.phi), axis=1) for item in behaviours])
+    return [
+        Check("control, permuted labels: ‖ΔW‖ over that of the true labels", mean(permuted / change[:, -1])),
+        Check(
+            "control, three of one answer to one of the other: first step of ‖ΔW‖ over βη‖Δ‖/2√2",
+            mean(np.array([_unbalanced(item) for item in behaviours])),
+        ),
+        Check(
+            "control, SGD: largest over smallest first step of ‖ΔW‖",
+            Estimate.exact(change[:, 1].max() / change[:, 1].min()),
+        ),
+        Check(
+            "control, Adam: largest over smallest first step of ‖ΔW‖",
+            Estimate.exact(adam[:, 1].max() / adam[:, 1].min()),
+        ),
+        Check(
+            f"control, Adam: Spearman of ‖Δ‖ and ‖ΔW‖ after {adam.shape[1] - 1} steps", spearman(distance, adam[:, -1])
+        ),
+    ]
 
 
 def _permuted(item: Behaviour) -> float:

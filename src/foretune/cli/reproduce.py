@@ -3,8 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from foretune import processes
-from foretune.claims.reproduce import DEFAULTS, chosen_claims, reproduce
+from foretune.claims.reproduce import DEFAULTS, DIALOGUE, chosen_claims, reproduce
 from foretune.report import build_reproduction, print_reproduction
 from foretune.verbs.job import parse_job
 from foretune.verbs.progress import Progress
@@ -15,14 +14,18 @@ def run(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("foretune reproduce", add_help=False, allow_abbrev=False)
     parser.add_argument("--claims", help="only these, with commas between them: R1,R2")
     parser.add_argument("--quick", action="store_true", help="fewer behaviours, rows and runs")
+    parser.add_argument("--dialogue_dataset_name", default=DIALOGUE, help="pairs with answers of several tokens")
     own, rest = parser.parse_known_args(arguments)
     claims = own.claims.split(",") if own.claims else None
     chosen_claims(claims)  # refuse before any work
-    named = {word.split("=")[0] for word in rest}
-    said = [word for name, value in DEFAULTS.items() if f"--{name}" not in named for word in (f"--{name}", str(value))]
-    job = parse_job([*said, *rest], prog="foretune reproduce [--claims R1,R2] [--quick]")
-    folder = reproduce(job, claims=claims, quick=own.quick, progress=Progress())
-    if processes.is_main():
-        page = build_reproduction(folder.path)
-        print_reproduction(folder.path)
-        print(f"report: {page}")
+    job = parse_job(rest, prog="foretune reproduce [--claims R1,R2] [--quick]", defaults=DEFAULTS)
+    folder = reproduce(
+        job,
+        claims=claims,
+        quick=own.quick,
+        dialogue_dataset_name=own.dialogue_dataset_name or None,
+        progress=Progress(),
+    )
+    page = build_reproduction(folder.path)
+    print_reproduction(folder.path)
+    print(f"report: {page}")

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -242,10 +242,11 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def parse_job(arguments: Sequence[str], *, prog: str) -> Job:
+def parse_job(arguments: Sequence[str], *, prog: str, defaults: Mapping[str, Any] | None = None) -> Job:
     """Parse flags and `--config file.yaml`, as `trl dpo` does.
 
-    Where neither model nor data are named, the run folder's own config.yaml is continued.
+    Where neither model nor data are named, the run folder's own config.yaml is continued. `defaults` hold where flags,
+    file and folder say nothing.
 
     Raises:
         UserError: unknown or missing arguments, or values that TRL refuses.
@@ -253,10 +254,11 @@ def parse_job(arguments: Sequence[str], *, prog: str) -> Job:
     said = _said_by_flags(list(arguments), prog)
     from_file = _read_config(said.pop("config", None))
     spoken = {**from_file, **said}
+    defaults = defaults or {}
     if not {"model_name_or_path", "dataset_name"} & set(spoken):
-        folder = RunFolder(spoken.get("output_dir") or "trainer_output")
+        folder = RunFolder(spoken.get("output_dir") or defaults.get("output_dir") or "trainer_output")
         spoken = {**(folder.read_yaml("config.yaml") or {}), **spoken}
-    return job_from(**spoken)
+    return job_from(**{**defaults, **spoken})
 
 
 def job_from(**explicit: Any) -> Job:

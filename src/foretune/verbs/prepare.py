@@ -105,8 +105,8 @@ def load_reference(job: Job, *, to_train: bool = False) -> LoadedModel:
     return loaded._replace(model=loaded.model.to(job.device()))
 
 
-def prepare(job: Job) -> Prepared:
-    """Load data and model and encode.
+def prepare(job: Job, *, loaded: LoadedModel | None = None) -> Prepared:
+    """Load data and model (unless it is `loaded` already) and encode.
 
     Raises:
         UserError: no training pair is left.
@@ -115,7 +115,7 @@ def prepare(job: Job) -> Prepared:
     if job.ours.restart:
         processes.on_main(lambda: discard(job.run))
     data = job.load_data()
-    loaded = load_reference(job)
+    loaded = loaded or load_reference(job)
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     limits = {"max_length": job.training.max_length, "context": context}
     lost = Lost.nothing()
