@@ -1,8 +1,55 @@
-"""Losses of a preference margin, as data: value ℓ, slope ℓ′ and curvature ℓ″."""
+"""Losses of preferences, as data: value ℓ, slope ℓ′ and curvature ℓ″ of a margin, or of both scores of a pair."""
 
+from foretune.objectives.apo import apo_down, apo_zero
 from foretune.objectives.base import Objective
+from foretune.objectives.bco import bco
+from foretune.objectives.beta_dpo import BetaDPO
+from foretune.objectives.cpo import cpo
+from foretune.objectives.discopop import DiscoPOP
 from foretune.objectives.dpo import DPO
+from foretune.objectives.dpo_positive import DPOPositive
+from foretune.objectives.exo import EXO
 from foretune.objectives.ipo import IPO
+from foretune.objectives.kto import kto_pair
+from foretune.objectives.likelihood import NegativeLogLikelihood
+from foretune.objectives.nca import nca
+from foretune.objectives.noisy_labels import LabelSmoothed, Robust
+from foretune.objectives.orpo import ORPO
+from foretune.objectives.saturating import Saturating
+from foretune.objectives.shifted import Shifted
+from foretune.objectives.sided import SidedObjective, SumOfTerms, Term
+from foretune.objectives.simpo import simpo
 from foretune.objectives.slic import SLiC
+from foretune.objectives.sppo import sppo_hard
+from foretune.objectives.unpaired import Unpaired
+from foretune.objectives.wpo import wpo_weights
 
-__all__ = ["DPO", "IPO", "Objective", "SLiC"]
+__all__ = [
+    "DPO",
+    "EXO",
+    "IPO",
+    "ORPO",
+    "BetaDPO",
+    "DPOPositive",
+    "DiscoPOP",
+    "LabelSmoothed",
+    "NegativeLogLikelihood",
+    "Objective",
+    "Robust",
+    "SLiC",
+    "Saturating",
+    "Shifted",
+    "SidedObjective",
+    "SumOfTerms",
+    "Term",
+    "Unpaired",
+    "apo_down",
+    "apo_zero",
+    "bco",
+    "cpo",
+    "kto_pair",
+    "nca",
+    "simpo",
+    "sppo_hard",
+    "wpo_weights",
+]

@@ -1,4 +1,4 @@
-"""What every pair objective is: three functions of the margin."""
+"""What every objective of one margin is: three functions of it."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,20 +13,11 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float64]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Objective(ABC):
-    """A loss ℓ of the margin m, the log-ratio of chosen over rejected against the reference (in nats).
+    """A loss ℓ of the margin m: the score of the chosen response less that of the rejected one (in nats).
 
-    Attributes:
-        beta: how strongly the margin is scaled before the loss sees it (> 0).
+    What a score is (summed or averaged over tokens, against the reference or not) is `foretune.scores.Convention`'s.
     """
-
-    beta: float = 0.1
-
-    def __post_init__(self) -> None:
-        """Refuse a beta that no objective is defined for."""
-        if not self.beta > 0:
-            raise ValueError(f"beta must be positive, got {self.beta}.")
 
     @abstractmethod
     def value(self, margin: FloatArray) -> FloatArray:
@@ -43,3 +34,19 @@ class Objective(ABC):
     @abstractmethod
     def torch_value(self, margin: "Tensor") -> "Tensor":
         """ℓ(m) on a torch tensor, differentiable; torch is imported only here, so that reading a record needs none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledObjective(Objective):
+    """A loss of βm.
+
+    Attributes:
+        beta: how strongly the margin is scaled before the loss sees it (> 0).
+    """
+
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse a beta that no objective is defined for."""
+        if not self.beta > 0:
+            raise ValueError(f"beta must be positive, got {self.beta}.")

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import expit
 
-from foretune.objectives.base import FloatArray, Objective
+from foretune.objectives.base import FloatArray, ScaledObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPO(Objective):
+class DPO(ScaledObjective):
     """ℓ(m) = −log σ(βm).
 
     >>> float(DPO(beta=0.1).value(np.array(0.0))).__round__(6)

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foretune.objectives.base import FloatArray, Objective
+from foretune.objectives.base import FloatArray, ScaledObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class IPO(Objective):
+class IPO(ScaledObjective):
     """ℓ(m) = (m − 1/(2β))²; `beta` is the paper's τ; sum or per-token mean is the score's choice.
 
     >>> float(IPO(beta=0.5).value(np.array(0.0)))

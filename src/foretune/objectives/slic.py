@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foretune.objectives.base import FloatArray, Objective
+from foretune.objectives.base import FloatArray, ScaledObjective
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class SLiC(Objective):
+class SLiC(ScaledObjective):
     """ℓ(m) = max(0, 1 − βm).
 
     >>> float(SLiC(beta=0.1).value(np.array(5.0)))
