@@ -1,7 +1,8 @@
 """foretune: know what preference tuning will do to your model before you run it.
 
 The verbs, each continuing one run folder: `audit`, `forecast`, `train`, `verify`; `what_if` asks a forecast about a
-changed run, `load_run` opens a finished one. They are loaded on first use, so that importing foretune is quick.
+changed run, `reward` does all of it for a reward model, `load_run` opens a finished one. They are loaded on first use,
+so that importing foretune is quick.
 """
 
 from importlib import import_module
@@ -11,17 +12,19 @@ if TYPE_CHECKING:
     from foretune.records import load_run as load_run
     from foretune.verbs.audit import audit as audit
     from foretune.verbs.forecast import forecast as forecast
+    from foretune.verbs.reward import reward as reward
     from foretune.verbs.train import train as train
     from foretune.verbs.verify import verify as verify
     from foretune.verbs.what_if import what_if as what_if
 
 __version__ = "0.1.0"
-__all__ = ["audit", "forecast", "load_run", "train", "verify", "what_if"]
+__all__ = ["audit", "forecast", "load_run", "reward", "train", "verify", "what_if"]
 
 _HOMES = {
     "audit": "foretune.verbs.audit",
     "forecast": "foretune.verbs.forecast",
     "load_run": "foretune.records",
+    "reward": "foretune.verbs.reward",
     "train": "foretune.verbs.train",
     "verify": "foretune.verbs.verify",
     "what_if": "foretune.verbs.what_if",
