@@ -55,7 +55,8 @@ class PreferenceData(NamedTuple):
     """Rows to train on and held-out rows.
 
     Columns: pair_id (int64), prompt, chosen, rejected (text, or lists of messages), behaviour (text), weight (float64);
-    `tools` (JSON text) and `chat_template_kwargs` where the data has them. `test` is None when no row is held out.
+    `tools` (JSON text), `chat_template_kwargs` and `margin` (float64, as of TRL's reward models; null where it is no
+    number) where the data has them. `test` is None when no row is held out.
     """
 
     train: "datasets.Dataset"

@@ -1,6 +1,7 @@
 """The `datasets` table of all usable rows, written block by block to a temporary file and mapped from there."""
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow
 
-EXTRAS = ("tools", "chat_template_kwargs")
+EXTRAS = ("tools", "chat_template_kwargs", "margin")
 ROWS_AT_ONCE = 1000
 # Their files are mapped by data sets that may live until the process ends.
 _FOLDERS: list[tempfile.TemporaryDirectory] = []
@@ -47,6 +48,7 @@ class TableWriter:
                 "weight": pair.weight,
                 "tools": _as_json(extras.get("tools")),
                 "chat_template_kwargs": extras.get("chat_template_kwargs") or {},
+                "margin": _number(extras.get("margin")),
             }
         )
         if len(self._rows) == ROWS_AT_ONCE:
@@ -123,7 +125,13 @@ def _check_one_kind(counts: dict[str, int]) -> None:
 def _column(name: str, rows: list[dict[str, Any]]) -> "pyarrow.Array":
     import pyarrow
 
-    return pyarrow.array([row[name] for row in rows], type=pyarrow.string() if name == "tools" else None)
+    types = {"tools": pyarrow.string(), "margin": pyarrow.float64()}
+    return pyarrow.array([row[name] for row in rows], type=types.get(name))
+
+
+def _number(value: Any) -> float | None:
+    """A row's margin; None for what is no finite number: reward models refuse it, others do not read the column."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _as_json(tools: Any) -> str | None:

@@ -137,7 +137,7 @@ def simulate_run(
         recorder = _Recorder(problem, model, torch.as_tensor(np.asarray(observed)), observations, renewal)
         trainer = _Trainer(
             model=model,
-            args=_quiet(arguments, scratch),
+            args=quiet_copy(arguments, scratch),
             train_dataset=_Rows(train_pairs),
             data_collator=lambda rows: {"row": torch.tensor(rows)},
             callbacks=[recorder],
@@ -281,7 +281,7 @@ class _Rows(torch.utils.data.Dataset):
         return index
 
 
-def _quiet(arguments: TrainingArguments, scratch: str) -> TrainingArguments:
+def quiet_copy(arguments: TrainingArguments, scratch: str) -> TrainingArguments:
     """A copy that computes the same steps but reports, saves and evaluates nothing."""
     quiet = copy.copy(arguments)
     changes = {

@@ -4,6 +4,7 @@ from foretune.objectives.apo import apo_down, apo_zero
 from foretune.objectives.base import Objective
 from foretune.objectives.bco import bco
 from foretune.objectives.beta_dpo import BetaDPO
+from foretune.objectives.bradley_terry import BradleyTerry
 from foretune.objectives.cpo import cpo
 from foretune.objectives.discopop import DiscoPOP
 from foretune.objectives.dpo import DPO
@@ -30,6 +31,7 @@ __all__ = [
     "IPO",
     "ORPO",
     "BetaDPO",
+    "BradleyTerry",
     "DPOPositive",
     "DiscoPOP",
     "LabelSmoothed",

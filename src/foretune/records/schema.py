@@ -40,6 +40,16 @@ TABLES = {
     ),
     "forecast": pa.schema([("method", _TEXT), ("trained_on", _TEXT), *_CURVE, *_BAND]),
     "observed": pa.schema([*_CURVE, ("chosen_displacement", _FLOAT), ("rejected_displacement", _FLOAT)]),
+    "ensemble": pa.schema(
+        [
+            ("behaviour", _TEXT),
+            ("split", _TEXT),
+            ("members", _INT),
+            *[(f"{name}{end}", _FLOAT) for name in ("reward_accuracy", "loss", "margin") for end in ("", "_spread")],
+            ("agreement", _FLOAT),
+            ("num_pairs", _INT),
+        ]
+    ),
     "findings": pa.schema(
         [
             ("finding", _TEXT),

@@ -31,7 +31,8 @@ WORDS = {
     "loss": "What training makes smaller. For DPO it starts at 0.693; above its start means un-learned.",
     "reward accuracy": (
         "The share of pairs in which training has moved the model towards the chosen answer, compared with where it "
-        "started. It says nothing about which answer the model would give."
+        "started. It says nothing about which answer the model would give. "
+        "Of a reward model: the share of pairs in which the chosen answer is rewarded more."
     ),
     "output accuracy": (
         "The share of pairs in which the model now finds the chosen answer likelier than the rejected one: what it "
@@ -39,7 +40,8 @@ WORDS = {
     ),
     "margin": (
         "How much more training has raised the log-probability of the chosen answer than that of the rejected one. "
-        "Positive: it moved the right way."
+        "Positive: it moved the right way. "
+        "Of a reward model: how much higher the chosen answer is rewarded."
     ),
     "behaviour kernel": (
         "For each two behaviours, how much a training step on one helps (positive) or hurts (negative) the other."

@@ -84,17 +84,17 @@ def _write_audit(
     alignment, answers = alignments(measured), AnswerCounts()
     run.write_table("behaviours", behaviours)
     run.write_table("pairs", _pair_rows(prepared, features, alignment, answers))
-    evidence = Evidence(behaviours, _columns(prepared, alignment), answers, prepared.counts, kernel)
+    evidence = Evidence(behaviours, finding_columns(prepared, alignment), answers, prepared.counts, kernel)
     run.write_table("findings", [finding._asdict() for finding in find_all(evidence)])
     run.finish_stage(
         "audit",
         key=audit_key(prepared),
         seconds=watch.seconds,
         foretune_version=versions()["foretune"],
-        provenance=_provenance(prepared),
+        provenance=provenance_of(prepared),
         data={**prepared.data.info.as_dict(), "counts": prepared.counts},
         audit={
-            "answers": _answer_texts(prepared),
+            "answers": _answertexts_of(prepared),
             "kernel": kernel._asdict(),
             "initial_rates": dict(zip(kernel.behaviours, initial_rates(kernel).tolist(), strict=True)),
             "equal_rate_mixture": dict(zip(kernel.behaviours, equal_rate_mixture(kernel).tolist(), strict=True)),
@@ -193,7 +193,7 @@ def answers_of(prepared: Prepared) -> tuple[np.ndarray, bool]:
     return answer, offered[0] is not None and all(options == offered[0] for options in offered)
 
 
-def _answer_texts(prepared: Prepared) -> list[str] | None:
+def _answertexts_of(prepared: Prepared) -> list[str] | None:
     answer, shared = answers_of(prepared)
     if not shared:
         return None
@@ -209,9 +209,9 @@ def _pair_rows(
 ) -> Iterator[dict[str, Any]]:
     """Rows of pairs.parquet, one by one; the answers of the training pairs are counted on the way."""
     pairs = prepared.pairs
-    for index, row in enumerate(_texts(prepared)):
+    for index, row in enumerate(texts_of(prepared)):
         chosen, rejected = float(features.chosen_logp[index]), float(features.rejected_logp[index])
-        behaviour, texts = pairs.names[pairs.behaviour[index]], {side: _preview(row[side]) for side in SIDES}
+        behaviour, texts = pairs.names[pairs.behaviour[index]], {side: preview(row[side]) for side in SIDES}
         if pairs.is_train[index]:
             answers.add(behaviour, texts["chosen"], texts["rejected"])
         yield {
@@ -229,14 +229,14 @@ def _pair_rows(
         }
 
 
-def _texts(prepared: Prepared) -> Iterator[dict[str, Any]]:
+def texts_of(prepared: Prepared) -> Iterator[dict[str, Any]]:
     """Prompt, chosen and rejected of each pair, in the order of the pairs."""
     for split in ("train", "test"):
         if (rows := prepared.rows(split)) is not None:
             yield from rows.select_columns(list(SIDES))
 
 
-def _columns(prepared: Prepared, alignment: np.ndarray) -> dict[str, np.ndarray]:
+def finding_columns(prepared: Prepared, alignment: np.ndarray) -> dict[str, np.ndarray]:
     """What findings read of the training pairs."""
     train, pairs = prepared.train_pairs, prepared.pairs
     return {
@@ -247,12 +247,14 @@ def _columns(prepared: Prepared, alignment: np.ndarray) -> dict[str, np.ndarray]
     }
 
 
-def _preview(content: Any) -> str:
+def preview(content: Any) -> str:
+    """The beginning of a text or conversation, for a table."""
     text = content if isinstance(content, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in content)
     return text if len(text) <= PREVIEW else text[: PREVIEW - 1] + "…"
 
 
-def _provenance(prepared: Prepared) -> dict[str, Any]:
+def provenance_of(prepared: Prepared) -> dict[str, Any]:
+    """What the figures were computed from."""
     import torch
 
     loaded, job = prepared.loaded, prepared.job

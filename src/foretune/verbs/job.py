@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ TWINS = ("output_layer", "weight_space", "tangent")
 
 
 @dataclass
-class ForetuneArguments:
-    """What foretune adds to TRL's arguments."""
+class SharedArguments:
+    """What foretune adds to the arguments of every TRL trainer."""
 
     behaviour_column: str | None = field(
         default=None,
@@ -34,14 +34,6 @@ class ForetuneArguments:
     )
     weight_column: str = field(default="weight", metadata={"help": "Column of row weights (all 1 if missing)."})
     behaviours: list[str] | None = field(default=None, metadata={"help": "Use only these behaviours."})
-    trainable: str | None = field(
-        default=None,
-        metadata={
-            "help": "What is trained: unembedding (the output layer alone, the paper's setting), lora, or full. "
-            "Default: lora with --use_peft, else full.",
-            "choices": list(TRAINABLE),
-        },
-    )
     test_fraction: float = field(
         default=0.2, metadata={"help": "Share of each behaviour's prompts held out where the data has no test split."}
     )
@@ -53,6 +45,22 @@ class ForetuneArguments:
     )
     observe_pairs: int = field(
         default=50, metadata={"help": "Pairs of each behaviour and split that are measured at those steps."}
+    )
+    draws: int = field(default=1000, metadata={"help": "Bootstrap draws and permutations."})
+    restart: bool = field(default=False, metadata={"help": "Discard what the run folder holds and start anew."})
+
+
+@dataclass
+class ForetuneArguments(SharedArguments):
+    """What foretune adds to the arguments of `trl dpo`."""
+
+    trainable: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is trained: unembedding (the output layer alone, the paper's setting), lora, or full. "
+            "Default: lora with --use_peft, else full.",
+            "choices": list(TRAINABLE),
+        },
     )
     forecast_alone: bool | None = field(
         default=None,
@@ -127,11 +135,9 @@ class ForetuneArguments:
     sketch_dim: int = field(
         default=4096, metadata={"help": "Length of the sketched gradient kept for each pair (error ~ 1/sqrt of it)."}
     )
-    draws: int = field(default=1000, metadata={"help": "Bootstrap draws and permutations."})
     share_prompts: bool = field(
         default=True, metadata={"help": "Train with each prompt computed once for both responses (same numbers)."}
     )
-    restart: bool = field(default=False, metadata={"help": "Discard what the run folder holds and start anew."})
 
 
 @dataclass
@@ -251,14 +257,25 @@ def parse_job(arguments: Sequence[str], *, prog: str, defaults: Mapping[str, Any
     Raises:
         UserError: unknown or missing arguments, or values that TRL refuses.
     """
-    said = _said_by_flags(list(arguments), prog)
+    return job_from(**spoken_arguments(arguments, TYPES, prog=prog, defaults=defaults))
+
+
+def spoken_arguments(
+    arguments: Sequence[str], kinds: Sequence[type], *, prog: str, defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What the user said, of the arguments of `kinds`: flags, configuration file, or the run folder's config.yaml.
+
+    Raises:
+        UserError: a configuration that cannot be read.
+    """
+    said = _said_by_flags(list(arguments), kinds, prog)
     from_file = _read_config(said.pop("config", None))
     spoken = {**from_file, **said}
     defaults = defaults or {}
     if not {"model_name_or_path", "dataset_name"} & set(spoken):
         folder = RunFolder(spoken.get("output_dir") or defaults.get("output_dir") or "trainer_output")
         spoken = {**(folder.read_yaml("config.yaml") or {}), **spoken}
-    return job_from(**{**defaults, **spoken})
+    return {**defaults, **spoken}
 
 
 def job_from(**explicit: Any) -> Job:
@@ -267,28 +284,13 @@ def job_from(**explicit: Any) -> Job:
     Raises:
         UserError: unknown arguments or values that TRL refuses.
     """
-    known = {item.name for kind in TYPES for item in fields(kind)}
-    if unknown := sorted(set(explicit) - known):
-        import difflib
-
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; `foretune forecast --help` lists what there is."
-        raise UserError(f"unknown argument {unknown[0]}{hint}")
     if processes.launched_with_fsdp() and os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError("FSDP version 1 cannot be observed while it trains: launch with --fsdp_version 2.")
     values = {**DEFAULTS, "use_cpu": default_device().type == "cpu", **explicit}
     if "bf16" not in explicit and "fp16" not in explicit:
         dtype = resolve_dtype(explicit.get("dtype", "auto"), default_device())
         values["bf16"] = dtype == torch.bfloat16
-    try:
-        parts = [
-            kind(**{item.name: values[item.name] for item in fields(kind) if item.name in values}) for kind in TYPES
-        ]
-    except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"TRL refuses these arguments: {error}") from error
-    job = Job(*parts, explicit={name: value for name, value in explicit.items() if name != "restart"})  # pyright: ignore
-    if not job.model.model_name_or_path:
-        raise UserError("no model: pass --model_name_or_path (a hub id, folder, .gguf file, or smollm2-135m).")
+    job = Job(*fill(TYPES, values, explicit), explicit=without_restart(explicit))  # pyright: ignore
     if job.trainable not in TRAINABLE:
         raise UserError(f"trainable '{job.trainable}' is none of {', '.join(TRAINABLE)}.")
     if job.ours.band_runs == 1 or job.ours.band_runs < 0:
@@ -305,6 +307,35 @@ def job_from(**explicit: Any) -> Job:
     return job
 
 
+def fill(kinds: Sequence[type], values: dict[str, Any], explicit: Iterable[str]) -> list[Any]:
+    """One instance of each of TRL's and our dataclasses `kinds` with these values.
+
+    Raises:
+        UserError: an argument among `explicit` that none of them has, values that TRL refuses, no model.
+    """
+    known = {item.name for kind in kinds for item in fields(kind)}
+    if unknown := sorted(set(explicit) - known):
+        import difflib
+
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; `foretune forecast --help` lists what there is."
+        raise UserError(f"unknown argument {unknown[0]}{hint}")
+    try:
+        parts = [
+            kind(**{item.name: values[item.name] for item in fields(kind) if item.name in values}) for kind in kinds
+        ]
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"TRL refuses these arguments: {error}") from error
+    if not values.get("model_name_or_path"):
+        raise UserError("no model: pass --model_name_or_path (a hub id, folder, .gguf file, or smollm2-135m).")
+    return parts
+
+
+def without_restart(explicit: dict[str, Any]) -> dict[str, Any]:
+    """What a repetition needs of what the user said."""
+    return {name: value for name, value in explicit.items() if name != "restart"}
+
+
 def _flag_value(value: Any) -> str:
     import shlex
 
@@ -312,9 +343,9 @@ def _flag_value(value: Any) -> str:
     return " ".join(shlex.quote(str(item)) for item in values)
 
 
-def _said_by_flags(arguments: list[str], prog: str) -> dict[str, Any]:
+def _said_by_flags(arguments: list[str], kinds: Sequence[type], prog: str) -> dict[str, Any]:
     """Only the flags that were given, as TRL's parser types them."""
-    parser = TrlParser(TYPES, prog=prog)  # pyright: ignore
+    parser = TrlParser(kinds, prog=prog)  # pyright: ignore
     parser.add_argument("--config", help="YAML file with any of these arguments, as for `trl dpo`.")
     for action in parser._actions:
         action.default = argparse.SUPPRESS

@@ -1,0 +1,153 @@
+"""Reward models: r(x, y) = w·h, where h is the decoder's final hidden state at the last token of prompt and response.
+
+As in transformers' sequence classifiers, the last token is the rightmost one that is not the padding token: where a
+tokenizer pads with its end-of-sequence token, that is the token before the end.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, set_seed
+
+from foretune.errors import UserError
+from foretune.models.evaluating import evaluating
+from foretune.models.load import LoadedModel, check_finite, resolve_name
+
+TOKENS_AT_ONCE = 4096
+
+
+class LoadedReward(NamedTuple):
+    """A reward model in evaluation mode.
+
+    Attributes:
+        loaded: decoder with a linear score head, and its tokenizer.
+        has_new_head: whether the head is random, because the weights that were loaded have none.
+    """
+
+    loaded: LoadedModel
+    has_new_head: bool
+
+
+def load_reward_model(
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+) -> LoadedReward:
+    """Load a decoder as a reward model; a missing head is drawn as TRL's `RewardTrainer` draws it.
+
+    Args:
+        name: hub id, local folder, GGUF file, or the embedded model.
+        dtype: of the weights.
+        seed: of a missing head.
+        revision: of the hub.
+        trust_remote_code: run code that comes with the model.
+        attn_implementation: as transformers takes it.
+
+    Raises:
+        UserError: unknown name, no decoder with a linear score head, or weights that are not finite.
+    """
+    folder, note = resolve_name(name)
+    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    set_seed(seed)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            num_labels=1,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"cannot load '{name}' as a reward model ({first_line.rstrip('.')}): give a hub id or local folder of a "
+            "decoder, or of a reward model with one label."
+        ) from error
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        raise UserError(f"'{name}' ({type(model).__name__}) has no linear score head: use a decoder such as Llama.")
+    check_finite(model, name)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    has_new_head = any(key.startswith("score.") for key in info["missing_keys"])
+    return LoadedReward(LoadedModel(model.eval(), tokenizer, name, folder, note), has_new_head)
+
+
+def drawn_head(model: PreTrainedModel, seed: int) -> nn.Linear:
+    """Another random score head, float32."""
+    old = model.score
+    head = nn.Linear(old.in_features, old.out_features, bias=old.bias is not None, device=old.weight.device)
+    deviation = getattr(model.config.get_text_config(), "initializer_range", 0.02)
+    with torch.no_grad():
+        head.weight.copy_(deviation * torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed)))
+        if head.bias is not None:
+            head.bias.zero_()
+    return head
+
+
+@torch.no_grad()
+def last_states(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, progress: Callable[[int], None] = lambda done: None
+) -> Tensor:
+    """The hidden state that the score head reads of each sequence, shape (sequences, hidden), float32.
+
+    Args:
+        model: a reward model.
+        sequences: token ids of prompt and response.
+        progress: told how many are done.
+    """
+    seen: list[Tensor] = []
+    hook = model.score.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    found = torch.empty(len(sequences), model.score.in_features, device=model.score.weight.device)
+    pad, done = model.config.get_text_config().pad_token_id, 0
+    try:
+        with evaluating(model):
+            for members, batch in _batches(model, sequences):
+                model(**batch)
+                ids = batch["input_ids"]
+                place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+                last = torch.where(ids != pad, place, 0).amax(1)
+                found[members] = seen.pop()[torch.arange(len(ids)), last].float()
+                progress(done := done + len(members))
+    finally:
+        hook.remove()
+    return found
+
+
+@torch.no_grad()
+def rewards(model: nn.Module, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """The reward of each sequence, shape (sequences,), float32."""
+    found = torch.empty(len(sequences))
+    with evaluating(model):
+        for members, batch in _batches(model, sequences):
+            found[members] = model(**batch).logits[:, 0].float().cpu()
+    return found
+
+
+def _batches(
+    model: nn.Module, sequences: Sequence[Sequence[int]]
+) -> Iterator[tuple[list[int], dict[str, Tensor | bool]]]:
+    """Members and padded inputs, sequences of like lengths together."""
+    device = next(model.parameters()).device
+    pad = model.config.get_text_config().pad_token_id
+    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]), reverse=True)
+    while order:
+        longest = len(sequences[order[0]])
+        count = max(TOKENS_AT_ONCE // longest, 1)
+        members, order = order[:count], order[count:]
+        ids = torch.full((len(members), longest), pad)
+        mask = torch.zeros_like(ids)
+        for row, member in enumerate(members):
+            length = len(sequences[member])
+            ids[row, :length] = torch.tensor(sequences[member])
+            mask[row, :length] = 1
+        yield members, {"input_ids": ids.to(device), "attention_mask": mask.to(device), "use_cache": False}

@@ -1,0 +1,94 @@
+"""The job of a reward model: the arguments of `trl reward`, plus foretune's own few."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from trl import DatasetMixtureConfig, ModelConfig, RewardConfig, ScriptArguments
+
+from foretune import processes
+from foretune.errors import UserError
+from foretune.models.load import resolve_dtype
+from foretune.training.build import default_device
+from foretune.verbs.job import DEFAULTS, Job, SharedArguments, fill, spoken_arguments, without_restart
+
+TRAINABLE = ("score", "lora", "full")
+
+
+@dataclass
+class RewardArguments(SharedArguments):
+    """What foretune adds to the arguments of `trl reward`."""
+
+    trainable: str | None = field(
+        default=None,
+        metadata={
+            "help": "What is trained: score (the score head alone; its forecast is exact), lora, or full. "
+            "Default: lora with --use_peft, else full.",
+            "choices": list(TRAINABLE),
+        },
+    )
+    forecast_alone: bool = field(default=True, metadata={"help": "Also forecast each behaviour trained alone."})
+    ensemble: int = field(
+        default=0,
+        metadata={"help": "Train so many score heads, with other seeds; needs --trainable score (0: no ensemble)."},
+    )
+
+
+TYPES = (ScriptArguments, RewardConfig, ModelConfig, DatasetMixtureConfig, RewardArguments)
+
+# Defaults that differ from TRL's, each for a reason.
+REWARD_DEFAULTS: dict[str, Any] = {
+    **DEFAULTS,
+    "bf16": False,  # rewards are compared to three digits and more, which bfloat16 does not have
+    "save_strategy": "no",  # the trained model is saved at the end; a reward model trains in minutes
+}
+
+
+@dataclass
+class RewardJob(Job):
+    """One resolved command: TRL's arguments as TRL parsed them, and ours."""
+
+    training: RewardConfig
+    ours: RewardArguments
+
+    @property
+    def trainable(self) -> str:
+        """What is trained."""
+        return self.ours.trainable or ("lora" if self.model.use_peft else "full")
+
+    def dtype(self) -> torch.dtype:
+        """The dtype that weights are loaded in: float32 unless it was named, as in TRL's trainer."""
+        return resolve_dtype(self.model.dtype, self.device()) if "dtype" in self.explicit else torch.float32
+
+
+def parse_reward_job(arguments: Sequence[str], *, prog: str) -> RewardJob:
+    """Parse flags and `--config file.yaml`, as `trl reward` does.
+
+    Raises:
+        UserError: unknown or missing arguments, or values that TRL refuses.
+    """
+    return reward_job_from(**spoken_arguments(arguments, TYPES, prog=prog))
+
+
+def reward_job_from(**explicit: Any) -> RewardJob:
+    """Build a job from the arguments of `trl reward` and foretune's as keywords.
+
+    Raises:
+        UserError: unknown arguments, values that TRL refuses, or what a reward model cannot be trained with here.
+    """
+    values = {**REWARD_DEFAULTS, "use_cpu": default_device().type == "cpu", **explicit}
+    job = RewardJob(*fill(TYPES, values, explicit), explicit=without_restart(explicit))  # pyright: ignore
+    if job.trainable not in TRAINABLE:
+        raise UserError(f"trainable '{job.trainable}' is none of {', '.join(TRAINABLE)}.")
+    if job.ours.ensemble < 0 or job.ours.ensemble == 1:
+        raise UserError(f"ensemble is {job.ours.ensemble}: an ensemble needs at least 2 members, 0 leaves it out.")
+    if job.ours.ensemble and job.trainable != "score":
+        raise UserError(f"an ensemble is of score heads, and the run trains {job.trainable}: pass --trainable score.")
+    if job.trainable == "score" and not job.training.disable_dropout:
+        raise UserError("dropout would change the hidden states that the score head reads: leave disable_dropout on.")
+    if job.training.resume_from_checkpoint:
+        raise UserError("training of reward models is not continued: leave out --resume_from_checkpoint.")
+    if processes.count() > 1:
+        raise UserError("reward models are trained by one process: start foretune without a launcher.")
+    return job
