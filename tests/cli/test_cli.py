@@ -51,6 +51,14 @@ def test_the_forecast_of_the_unembedding_is_right(finished):
     assert found["step"] == 6
 
 
+def test_the_record_says_which_hypotheses_of_the_theory_fail(finished):
+    found = finished.record["forecast"]["theory"]
+    assert found
+    for own in found.values():
+        assert own["loss_drop_floor"] <= own["loss_drop_bound"]
+        assert any(words.startswith("the optimiser is adamw") for words in own["failed_hypotheses"])
+
+
 def test_tables_have_the_promised_columns(finished):
     def columns(name):
         return set(finished.read_table(name).column_names)

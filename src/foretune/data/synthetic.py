@@ -104,7 +104,8 @@ class VonMisesFisher:
 
     def draw(self, count: int, generator: np.random.Generator) -> FloatArray:
         """Independent states, shape (count, dim)."""
-        return vonmises_fisher(self.direction, self.concentration).rvs(count, random_state=generator)
+        kind = vonmises_fisher(self.direction, self.concentration)  # pyright: ignore[reportArgumentType]
+        return kind.rvs(count, random_state=generator)
 
     @property
     def _resultant(self) -> float:

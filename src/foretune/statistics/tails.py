@@ -75,7 +75,7 @@ def tail_index(values: FloatArray) -> Checked[Tail]:
     likelihood = len(values) * _mean_log_likelihood(FINE_INDICES, scales, powers)
     best = int(np.argmax(likelihood))
     alpha, scale = float(FINE_INDICES[best]), float(scales[best])
-    norm = scale * _norm_of_scale(alpha)
+    norm = scale * float(_norm_of_scale(FINE_INDICES[best]))
     norms = norm * np.geomspace(1 / 5, 5, 161)
     some = slice(None, None, 4)  # at its best index a likelihood is flat
     of_scale = norms[:, None] / _norm_of_scale(FINE_INDICES[some])
@@ -99,7 +99,7 @@ def _mean_log_likelihood(index: FloatArray, scale: FloatArray, powers: FloatArra
         return np.log(index / (2 * scale)) - gammaln(1 / index) - powers * scale**-index
 
 
-def _norm_of_scale(alpha: FloatArray | float) -> FloatArray | float:
+def _norm_of_scale(alpha: FloatArray) -> FloatArray:
     """K/a."""
     return (1 - 2.0**-alpha) ** (-1 / alpha)
 
