@@ -6,7 +6,7 @@ from foretune.claims import last_layer
 from foretune.claims.claim import OURS, PAPER, Check, Claim, Evidence, Plot, Series, above, below
 from foretune.claims.intervals import mean, spearman
 from foretune.claims.study import MIN_BEHAVIOURS, Study
-from foretune.dynamics.closed_form import EarlyAccuracy
+from foretune.dynamics.accuracy import EarlyAccuracy
 
 
 def run(study: Study) -> Evidence:

@@ -5,7 +5,7 @@ import numpy as np
 from foretune.claims import last_layer
 from foretune.claims.claim import OURS, PAPER, Check, Claim, Estimate, Evidence, Plot, Series, never_above
 from foretune.claims.study import Study
-from foretune.dynamics.closed_form import loss_drop_bound, weight_change_bound
+from foretune.dynamics.bounds import loss_drop_bound, weight_change_bound
 from foretune.objectives import DPO
 
 ROUNDING = 1e-9

@@ -100,8 +100,8 @@ def gaussian_sampling_term(trace: float, concentration: float, count: int, *, fa
     return float(np.sqrt(trace / count) + np.sqrt(2 * concentration * np.log(1 / failure) / count))
 
 
-# Scaled margins β·m at which a loss's shape is examined: far beyond those that training reaches, and around 0.
-EXAMINED = np.concatenate([-np.geomspace(50, 0.01, 2000), np.geomspace(0.01, 50, 2000)])
+# Margins in nats at which a loss's shape is examined.
+EXAMINED = np.concatenate([-np.geomspace(1e4, 1e-3, 4000), np.geomspace(1e-3, 1e4, 4000)])
 
 
 def objective_failures(objective: Objective) -> tuple[str, ...]:
@@ -113,10 +113,9 @@ def objective_failures(objective: Objective) -> tuple[str, ...]:
     >>> objective_failures(SLiC(beta=0.1))
     ('the loss has its largest curvature elsewhere than at margin 0',)
     """
-    margins = EXAMINED / objective.beta
-    slopes, start = objective.slope(margins), float(objective.curvature(np.array(0.0)))
-    rises = np.diff(slopes) / np.diff(margins)
-    rounding = 1e-9 * (np.abs(slopes).max() * objective.beta + start)
+    slopes, start = objective.slope(EXAMINED), float(objective.curvature(np.array(0.0)))
+    rises = np.diff(slopes) / np.diff(EXAMINED)
+    rounding = 1e-9 * (np.abs(slopes).max() + start)
     failed = []
     if (rises < -rounding).any():
         failed.append("the loss is not convex")
