@@ -16,7 +16,7 @@ from foretune.features.unembedding import first_states
 from foretune.models.encoding import encode
 from foretune.models.forward_pass import ForwardPass
 from foretune.models.head import trunk
-from foretune.verbs.train import packed
+from foretune.verbs.real_run import packed
 
 FEW, ROWS = 8, 50
 

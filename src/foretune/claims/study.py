@@ -17,7 +17,7 @@ from foretune.statistics.behaviours import yes_no_features
 from foretune.verbs.audit import answers_of, features_key, features_of
 from foretune.verbs.prepare import Prepared
 from foretune.verbs.progress import Progress
-from foretune.verbs.train import training_key
+from foretune.verbs.real_run import training_key
 
 FloatArray = NDArray[np.float64]
 # The paper's figures show these; its priority pair is the second list.

@@ -24,7 +24,7 @@ from foretune.training.observer import BehaviourObserver
 from foretune.training.terminal import quieten
 from foretune.training.trainer import PreferenceTrainer
 from foretune.verbs.job import Job, job_from
-from foretune.verbs.train import packed, training_key
+from foretune.verbs.real_run import packed, training_key
 
 FloatArray = NDArray[np.float64]
 LORA, FULL = "lora", "full"
