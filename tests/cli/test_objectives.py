@@ -106,28 +106,10 @@ def test_means_do_not_follow_from_sums_of_unequal_responses(summed):
         foretune.what_if(summed, objective="ipo")
 
 
-@pytest.mark.parametrize(
-    ("objective", "changes"),
-    [("discopop", {}), ("robust", {"label_smoothing": 0.2}), ("exo_pair", {"label_smoothing": 0.1})],
-    ids=lambda part: part if isinstance(part, str) else "",
-)
-def test_a_what_if_of_another_loss_equals_its_forecast(
-    objective, changes, summed, tiny_folder, unequal_file, tmp_path
-):
-    answer = foretune.what_if(summed, objective=objective, **changes)
-    flags = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
-    out = tmp_path / "other"
-    assert run("forecast", *lora_command(tiny_folder, unequal_file, out, "--loss_type", objective, *flags)) == 0
-    expected = load_run(out).read_arrays("forecast_pairs")
+def test_a_what_if_of_another_loss_equals_its_forecast(summed, tiny_folder, unequal_file, tmp_path):
+    answer = foretune.what_if(summed, objective="exo_pair", label_smoothing=0.1)
+    flags = ("--loss_type", "exo_pair", "--label_smoothing", "0.1")
+    assert run("forecast", *lora_command(tiny_folder, unequal_file, tmp_path, *flags)) == 0
+    expected = load_run(tmp_path).read_arrays("forecast_pairs")
     assert answer.pair_id.tolist() == expected["pair_id"].tolist()
     np.testing.assert_allclose(answer.margins[-1], expected["margins"][-1], atol=2e-4, rtol=1e-3)
-
-
-def test_a_what_if_without_a_reference_starts_from_the_references_own_margin(persona_file, tiny_folder, tmp_path):
-    """SimPO's pull on a pair is −β σ(γ − βm), m with the reference's own margin in it."""
-    assert run("forecast", *lora_command(tiny_folder, persona_file, tmp_path, "--relinearise_every", "0")) == 0
-    same = {"learning_rate": 1e-4, "max_steps": 1, "optim": "sgd", "max_grad_norm": 0.0}
-    with_reference = foretune.what_if(tmp_path, objective="sigmoid_norm", beta=2.0, **same)
-    without = foretune.what_if(tmp_path, objective="simpo", beta=2.0, **same)
-    assert np.abs(with_reference.margins[-1]).max() > 0
-    assert not np.allclose(with_reference.margins[-1], without.margins[-1], rtol=0.01)
