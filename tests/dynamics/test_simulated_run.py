@@ -12,7 +12,8 @@ from foretune.dynamics.simulated_run import simulate_run
 from foretune.features.store import ShardColumn, ShardStore
 from foretune.models.encoding import EncodedPair
 from foretune.models.head import Head
-from foretune.objectives import DPO, IPO, SLiC
+from foretune.objectives import DPO, IPO, SLiC, simpo
+from foretune.scores import Convention
 
 VOCABULARY, DIM, PAIRS = 30, 6, 10
 
@@ -263,3 +264,56 @@ def test_states_read_from_the_disk_give_the_same_run(tmp_path, monkeypatch, mass
     found = simulated(tmp_path, made=(head, column, encoded, None), **settings)
     expected = simulated(tmp_path, made=made, **settings)
     np.testing.assert_allclose(found.margins, expected.margins, atol=1e-5, rtol=1e-5)
+
+
+def test_the_references_own_margin_as_an_offset_is_a_run_without_a_reference(tmp_path):
+    head, states, encoded, _ = make_run()
+    convention = Convention(per_token=True)
+    problems = [
+        head_problem(head, states, encoded, convention=convention._replace(reference=on)) for on in (True, False)
+    ]
+    own = (problems[0].reference[0] - problems[0].reference[1]).double().numpy()
+    runs = [
+        simulate_run(
+            problem,
+            arguments(tmp_path),
+            simpo(beta=2.0, gamma=0.5),
+            train_pairs=range(PAIRS),
+            weights=np.ones(PAIRS),
+            observed=range(PAIRS),
+            observations=3,
+            offsets=offsets,
+        )
+        for problem, offsets in zip(problems, (own, None), strict=True)
+    ]
+    assert np.abs(runs[1].margins[-1] - own).max() > 0.05
+    np.testing.assert_allclose(runs[0].margins[-1] + own, runs[1].margins[-1], atol=1e-5)
+    np.testing.assert_allclose(runs[1].margins[0], own, atol=1e-6)
+
+
+def test_means_over_tokens_train_as_an_explicit_loop_does(tmp_path):
+    """IPO of TRL: each response's log-ratio is divided by its own length."""
+    head, states, encoded, pairs = make_run()
+    found = simulate_run(
+        head_problem(head, states, encoded, convention=Convention(per_token=True)),
+        arguments(tmp_path, num_train_epochs=1),
+        IPO(beta=0.5),
+        train_pairs=range(PAIRS),
+        weights=np.ones(PAIRS),
+        observed=range(PAIRS),
+        observations=2,
+    )
+
+    def margins(weight):
+        sides = [
+            [torch.log_softmax(own @ weight.T, -1)[range(len(ids)), ids].mean() for own, ids in (pair[:2], pair[2:])]
+            for pair in pairs
+        ]
+        return torch.stack([chosen - rejected for chosen, rejected in sides])
+
+    weight = head.weight.clone().requires_grad_()
+    start = margins(weight)
+    IPO(beta=0.5).torch_value(start - start.detach()).mean().backward()
+    with torch.no_grad():
+        expected = margins(weight - 0.2 * weight.grad) - start
+    np.testing.assert_allclose(found.margins[-1], expected.numpy(), atol=1e-5)

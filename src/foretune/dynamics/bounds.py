@@ -113,9 +113,10 @@ def objective_failures(objective: Objective) -> tuple[str, ...]:
     >>> objective_failures(SLiC(beta=0.1))
     ('the loss has its largest curvature elsewhere than at margin 0',)
     """
-    slopes, start = objective.slope(EXAMINED), float(objective.curvature(np.array(0.0)))
-    rises = np.diff(slopes) / np.diff(EXAMINED)
-    rounding = 1e-9 * (np.abs(slopes).max() + start)
+    margins = EXAMINED * objective.unit
+    slopes, start = objective.slope(margins), float(objective.curvature(np.array(0.0)))
+    rises = np.diff(slopes) / np.diff(margins)
+    rounding = 1e-9 * (np.abs(slopes).max() / objective.unit + start)
     failed = []
     if (rises < -rounding).any():
         failed.append("the loss is not convex")

@@ -19,6 +19,7 @@ from foretune.features.coordinates import Coordinates
 from foretune.models.batches import Targets, num_states, targets_of
 from foretune.models.encoding import EncodedPair
 from foretune.models.head import Head
+from foretune.scores.convention import Convention
 from foretune.scores.log_probs import sum_by_response
 from foretune.statistics.moments import RowSource
 
@@ -40,7 +41,7 @@ class HeadProblem(NamedTuple):
         first_state: where each pair's states begin, and where the last one's end, shape (pairs + 1,).
         row_of: the trained row of each token, −1 where it has none, shape (vocabulary,); None: all rows are trained.
         rest: log Σ exp(logit) over the rows that are not trained, shape (states,); None where all are trained.
-        reference: log-probabilities of chosen and rejected under the reference, shape (2, pairs).
+        reference: scores of chosen and rejected under the reference, 0 where the loss knows none, shape (2, pairs).
     """
 
     head: Head
@@ -70,7 +71,7 @@ class HeadProblem(NamedTuple):
         return scores[0] - scores[1]
 
     def log_probs(self, weight: Tensor, pairs: Tensor) -> Tensor:
-        """Log-probabilities of chosen and rejected of some pairs under W, shape (2, len(pairs))."""
+        """Summed or mean log-probabilities of chosen and rejected of some pairs under W, shape (2, len(pairs))."""
         where, states, targets = self.block(pairs.tolist())
         logits = self.head._replace(weight=weight).logits(states)
         normaliser = torch.logsumexp(logits, -1)
@@ -107,7 +108,12 @@ class StateBlock(NamedTuple):
 
 @torch.no_grad()
 def head_problem(
-    head: Head, states: RowSource | Tensor, pairs: Sequence[EncodedPair], *, mass: float = 1.0
+    head: Head,
+    states: RowSource | Tensor,
+    pairs: Sequence[EncodedPair],
+    *,
+    mass: float = 1.0,
+    convention: Convention = Convention(),  # noqa: B008
 ) -> HeadProblem:
     """Prepare the problem, choosing the rows of W to train.
 
@@ -117,15 +123,17 @@ def head_problem(
             more than LARGEST_STATES numbers.
         pairs: all pairs, trained on or not.
         mass: probability that the trained rows carry together, averaged over the states.
+        convention: what the margin is made of.
     """
     first = np.concatenate([[0], np.cumsum([num_states(pair) for pair in pairs])])
     if isinstance(states, Tensor) or np.prod(states.shape) <= LARGEST_STATES:
         states = torch.as_tensor(states[: int(first[-1])]).float().to(head.weight.device)
-    problem = HeadProblem(head, states, pairs, first, None, None, torch.empty(0))
+    problem = HeadProblem(head, states, convention.scored(pairs), first, None, None, torch.empty(0))
     if mass < 1:
         problem = _with_fewer_rows(problem, mass)
     parts = torch.arange(len(pairs)).split(PAIRS_AT_ONCE)
-    return problem._replace(reference=torch.cat([problem.log_probs(problem.head.weight, part) for part in parts], 1))
+    reference = torch.cat([problem.log_probs(problem.head.weight, part) for part in parts], 1)
+    return problem._replace(reference=reference if convention.reference else torch.zeros_like(reference))
 
 
 def _with_fewer_rows(problem: HeadProblem, mass: float) -> HeadProblem:

@@ -109,6 +109,7 @@ def simulate_run(
     observed: Sequence[int] | NDArray[np.int64],
     observations: int,
     factors: NDArray[np.float64] | None = None,
+    offsets: NDArray[np.float64] | None = None,
     checkpoint: Path | None = None,
     renewal: Renewal | None = None,
 ) -> SimulatedRun:
@@ -123,6 +124,7 @@ def simulate_run(
         observed: indices of the pairs whose margins are recorded.
         observations: how many times margins are recorded, evenly spread, first and last step included.
         factors: what the margin of each row is multiplied by before the loss sees it (−1: its labels are flipped).
+        offsets: what is then added to it (the reference's own margin, for a loss that knows no reference).
         checkpoint: where the real run was stopped that this one goes on from: its optimiser, schedule, place in the
             data and generators are taken over; `problem` starts at its parameters.
         renewal: asked after every step for another model of the margins, before margins are recorded.
@@ -146,6 +148,7 @@ def simulate_run(
         trainer.pairs = torch.as_tensor(np.asarray(train_pairs))
         trainer.weights = torch.as_tensor(weights, dtype=torch.float32)
         trainer.factors = torch.as_tensor(np.ones(len(train_pairs)) if factors is None else factors).float()
+        trainer.offsets = torch.as_tensor(np.zeros(len(train_pairs)) if offsets is None else offsets).float()
         for callback in list(trainer.callback_handler.callbacks):
             if callback is not recorder and type(callback).__name__ in {"PrinterCallback", "ProgressCallback"}:
                 trainer.remove_callback(callback)
@@ -178,13 +181,15 @@ class _Trainer(Trainer):
     pairs: Tensor
     weights: Tensor
     factors: Tensor
+    offsets: Tensor
     loss_is_scaled_for_ga = False  # as in DPOTrainer: the loss is a mean over the micro-batch
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: ARG002
         rows = inputs["row"].cpu()
         with torch.autocast(self.args.device.type, enabled=False):
             margins = self.recorder.problem.margins(model(), self.pairs[rows], training=True)
-            losses = self.objective.torch_value(self.factors[rows].to(margins) * margins)
+            seen = self.factors[rows].to(margins) * margins + self.offsets[rows].to(margins)
+            losses = self.objective.torch_value(seen)
         return (self.weights[rows].to(losses) * losses).mean()
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):

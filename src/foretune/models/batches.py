@@ -28,7 +28,8 @@ class Targets(NamedTuple):
         state: index of the hidden state that predicts the token, into the states of the same pairs.
         token: the token's id.
         pair: index of the pair.
-        sign: +1 for a token of the chosen response, −1 for one of the rejected.
+        sign: what the token's log-probability counts in the margin: +1 in the chosen response, −1 in the rejected one,
+            divided by the response's length where scores are means over tokens.
     """
 
     state: Tensor
@@ -57,7 +58,7 @@ def targets_of(pairs: Sequence[EncodedPair]) -> Targets:
             state += branch[: len(ids)]
             token += ids
             owner += [index] * len(ids)
-            sign += [direction] * len(ids)
+            sign += [direction / len(ids) if pair.per_token else direction] * len(ids)
         offset += num_states(pair)
     return Targets(torch.tensor(state), torch.tensor(token), torch.tensor(owner), torch.tensor(sign))
 

@@ -12,7 +12,7 @@ class EncodedPair(NamedTuple):
     """One preference pair in token ids, truncated as in training.
 
     `prompt_ids` are what chosen and rejected have in common according to TRL: the beginning of the encoded prompt
-    that both encoded conversations keep.
+    that both encoded conversations keep. `per_token`: its scores are means over a response's tokens instead of sums.
     """
 
     pair_id: int
@@ -23,6 +23,7 @@ class EncodedPair(NamedTuple):
     chosen_ids: list[int]
     rejected_ids: list[int]
     truncated: bool
+    per_token: bool = False
 
 
 class Lost(NamedTuple):

@@ -19,6 +19,11 @@ class Objective(ABC):
     What a score is (summed or averaged over tokens, against the reference or not) is `foretune.scores.Convention`'s.
     """
 
+    @property
+    @abstractmethod
+    def unit(self) -> float:
+        """The change of the margin over which the loss changes, 1/β (nats)."""
+
     @abstractmethod
     def value(self, margin: FloatArray) -> FloatArray:
         """ℓ(m), of the shape of `margin`."""
@@ -50,3 +55,8 @@ class ScaledObjective(Objective):
         """Refuse a beta that no objective is defined for."""
         if not self.beta > 0:
             raise ValueError(f"beta must be positive, got {self.beta}.")
+
+    @property
+    def unit(self) -> float:
+        """1/β."""
+        return 1.0 / self.beta

@@ -19,6 +19,11 @@ class NegativeLogLikelihood(Objective):
     2.0
     """
 
+    @property
+    def unit(self) -> float:
+        """1: it changes everywhere alike."""
+        return 1.0
+
     def value(self, margin: FloatArray) -> FloatArray:
         """−x."""
         return -np.asarray(margin, dtype=float)

@@ -29,6 +29,11 @@ class NoisyLabels(Objective):
             raise ValueError(f"label smoothing must lie in [0, 0.5), got {self.rate}.")
 
     @property
+    def unit(self) -> float:
+        """That of ℓ."""
+        return self.base.unit
+
+    @property
     @abstractmethod
     def shares(self) -> tuple[float, float]:
         """What ℓ(m) and ℓ(−m) are multiplied by."""

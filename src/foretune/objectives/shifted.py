@@ -26,6 +26,11 @@ class Shifted(Objective):
     base: Objective = field(default_factory=DPO)
     by: float = 0.0
 
+    @property
+    def unit(self) -> float:
+        """That of ℓ."""
+        return self.base.unit
+
     def value(self, margin: FloatArray) -> FloatArray:
         """ℓ(m − o)."""
         return self.base.value(margin - self.by)

@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen and rejected responses (summed over tokens, as DPO defines its margin)."""
+"""Log-probabilities of chosen and rejected responses: summed over tokens, or means where pairs say so."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,7 +20,7 @@ PAIRS_AT_ONCE = 256
 
 
 class PairScores(NamedTuple):
-    """log π(response | prompt) of n pairs, summed over response tokens (nats); each of shape (n,)."""
+    """log π(response | prompt) of n pairs, summed or averaged over response tokens (nats); each of shape (n,)."""
 
     chosen: Tensor
     rejected: Tensor
@@ -51,10 +51,11 @@ def states_at_once(head: Head) -> int:
 
 
 def sum_by_response(scored: Tensor, targets: Targets, num_pairs: int) -> PairScores:
-    """Add token log-probabilities up per response."""
+    """Add token log-probabilities up per response, each as much as it counts."""
     is_chosen = targets.sign > 0
+    counted = scored * targets.sign.abs().to(scored)
     sums = [
-        scored.new_zeros(num_pairs).index_add(0, targets.pair[side], scored[side]) for side in (is_chosen, ~is_chosen)
+        scored.new_zeros(num_pairs).index_add(0, targets.pair[side], counted[side]) for side in (is_chosen, ~is_chosen)
     ]
     return PairScores(*sums)
 

@@ -156,6 +156,12 @@ def features_of(prepared: Prepared, progress: Progress, packed: bool | None = No
     return features
 
 
+def reference_margins(prepared: Prepared, features: PairFeatures) -> np.ndarray:
+    """Chosen less rejected score of each pair under the reference, by the convention of the job's loss, shape (n,)."""
+    log_probs = np.stack([features.chosen_logp, features.rejected_logp])
+    return prepared.job.convention.margins(log_probs, prepared.lengths)
+
+
 def measure(prepared: Prepared, features: PairFeatures) -> Measured:
     """Features with each pair's preferred answer where its behaviour has two."""
     answer, shared = answers_of(prepared)

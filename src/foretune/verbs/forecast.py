@@ -23,7 +23,15 @@ from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of
 from foretune.statistics.behaviours import Measured
 from foretune.statistics.moments import Rows
-from foretune.verbs.audit import audit_prepared, features_key, features_of, measure, store_of, write_command
+from foretune.verbs.audit import (
+    audit_prepared,
+    features_key,
+    features_of,
+    measure,
+    reference_margins,
+    store_of,
+    write_command,
+)
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, prepare
 from foretune.verbs.progress import Progress
@@ -90,7 +98,7 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         section["kernel_error"] = problem.margins.kernel_error()
     section["anchors"] = lineariser.keys if lineariser else {}
     processes.on_main(lambda: discard_anchors(run.path, but=section["anchors"]))
-    if job.twin == "output_layer":
+    if problem.features is not None:
         section["theory"] = _theory(measure(prepared, features_of(prepared, progress)), problem, result)
     run.finish_stage("forecast", key=key, seconds=watch.seconds, forecast=section)
     for note in section["notes"]:
@@ -147,13 +155,15 @@ def output_layer_problem(prepared: Prepared, objective: Objective, progress: Pro
     """The run of the output layer alone: exact for runs that train it alone."""
     job, measured = prepared.job, measure(prepared, features_of(prepared, progress))
     head, states = head_of(prepared.loaded.model), read_states(store_of(prepared), prepared.pairs.num_states)
-    exact = head_problem(head, states, prepared.pairs)
+    exact = head_problem(head, states, prepared.pairs, convention=job.convention)
     alone = job.ours.forecast_alone is not False
     reference = exact.reference.double().cpu().numpy()
     return ForecastProblem(
         exact,
-        head_problem(head, states, prepared.pairs, mass=job.ours.alone_mass) if alone else None,
-        measured.kernel_features,
+        head_problem(head, states, prepared.pairs, mass=job.ours.alone_mass, convention=job.convention)
+        if alone
+        else None,
+        None if job.convention.per_token else measured.kernel_features,
         reference[0] - reference[1],
         *_common(prepared, objective),
     )
@@ -201,7 +211,7 @@ def twin_problem(
         margins,
         margins if ours.forecast_alone else None,
         None,
-        features.chosen_logp - features.rejected_logp,
+        reference_margins(prepared, features),
         *_common(prepared, objective),
         checkpoint=begun and begun.checkpoint,
         past=begun and begun.past,
@@ -290,7 +300,7 @@ def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, wat
         "twin": job.twin,
         "pilot_steps": problem.past.num_steps if problem.past else 0,
         "what_is_forecast": WHAT_IS_FORECAST[job.twin],
-        "objective": f"{arguments.loss_type[0]}, beta {arguments.beta:g}",
+        "objective": f"{arguments.loss_type[0]}, beta {arguments.beta:g}{_scores(job)}",
         "optimizer": str(getattr(arguments.optim, "value", arguments.optim)),
         "learning_rate": arguments.learning_rate,
         "scheduler": str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)),
@@ -302,6 +312,10 @@ def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, wat
         "seconds": watch.seconds,
         "notes": _notes(job, problem),
     }
+
+
+def _scores(job: Job) -> str:
+    return f" ({job.convention})" if job.convention.per_token else ""
 
 
 def _unlearned(joint: list[dict[str, Any]], last: int) -> list[str]:
@@ -320,6 +334,11 @@ def _notes(job: Job, problem: ForecastProblem) -> list[str]:
         notes.append(
             f"The run trains {'LoRA adapters' if job.trainable == 'lora' else 'all weights'}, the forecast is of the "
             "output layer alone: expect its order of the behaviours to hold better than its sizes."
+        )
+    if job.convention.per_token and job.twin == "output_layer":
+        notes.append(
+            f"{job.training.loss_type[0]} averages over a response's tokens: the simulated run does so too, gradient "
+            "flow and closed form, whose features are of sums, are left out."
         )
     if problem.features is not None:
         taken, trained = len(flow_rows(problem.features, problem, problem.train_pairs).pairs), len(problem.train_pairs)

@@ -14,9 +14,11 @@ from foretune import processes
 from foretune.data import PreferenceData, load_preferences
 from foretune.errors import UserError
 from foretune.models.load import resolve_dtype
-from foretune.objectives import DPO, Objective, SLiC
+from foretune.objectives import Objective
 from foretune.records import RunFolder
+from foretune.scores import Convention
 from foretune.training.build import TRAINABLE, default_device
+from foretune.verbs.losses import convention_of, objective_of
 
 TWINS = ("output_layer", "weight_space", "tangent")
 
@@ -194,15 +196,14 @@ class Job:
         """The loss, for the forecast.
 
         Raises:
-            UserError: a loss that is no function of one summed margin, or options that change it.
+            UserError: a loss that is no function of one margin, or options that change it.
         """
-        known = {"sigmoid": DPO, "hinge": SLiC}
-        if len(self.training.loss_type) != 1 or self.training.loss_type[0] not in known:
-            hint = " (TRL's ipo averages over tokens)" if "ipo" in self.training.loss_type else ""
+        if len(self.training.loss_type) != 1:
             raise UserError(
-                f"loss_type {' + '.join(self.training.loss_type)} cannot be forecast yet{hint}: use sigmoid or hinge; "
-                "`foretune train` runs every TRL loss."
+                f"loss_type {' + '.join(self.training.loss_type)} cannot be forecast: a forecast follows one loss; use "
+                "one, or `foretune train` alone, which runs every TRL loss."
             )
+        found = objective_of(self.training.loss_type[0], self.training)
         changed = [
             name
             for name in ("ld_alpha", "use_weighting", "sync_ref_model")
@@ -210,9 +211,16 @@ class Job:
         ]
         if self.training.f_divergence_type != "reverse_kl":
             changed.append("f_divergence_type")
+        if (self.training.loss_weights or [1.0]) != [1.0]:
+            changed.append("loss_weights")
         if changed:
             raise UserError(f"{', '.join(changed)} cannot be forecast: leave it out, or use `foretune train` alone.")
-        return known[self.training.loss_type[0]](beta=self.training.beta)
+        return found
+
+    @property
+    def convention(self) -> Convention:
+        """What scores the loss is given; sums where there are several losses."""
+        return convention_of(self.training.loss_type[0]) if len(self.training.loss_type) == 1 else Convention()
 
     def load_data(self) -> PreferenceData:
         """The preference data that the arguments name."""

@@ -65,6 +65,11 @@ class Prepared(NamedTuple):
         return weights / mean
 
     @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each pair's chosen and rejected response, shape (n, 2)."""
+        return self.pairs.lengths[:, 1:]
+
+    @property
     def observed(self) -> np.ndarray:
         """Indices of the pairs that are measured along the run: the first of each behaviour and split."""
         return self.first_pairs(self.job.ours.observe_pairs)

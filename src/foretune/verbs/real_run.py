@@ -112,10 +112,23 @@ def _last_checkpoint(run: RunFolder) -> str | None:
     return str(max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if found else None
 
 
-def margins_of(observer: BehaviourObserver, steps: list[int]) -> np.ndarray:
-    """Margins of the observed pairs against step 0, shape (steps, pairs)."""
-    scores = np.stack([observer.observations[step] for step in steps])
-    return (scores[:, 0] - scores[:, 1]) - (scores[0, 0] - scores[0, 1])
+class ObservedMargins(NamedTuple):
+    """Margins of the observed pairs, by the convention of the run's loss.
+
+    Attributes:
+        reference: chosen less rejected score at step 0, shape (pairs,).
+        margins: against step 0, shape (steps, pairs).
+    """
+
+    reference: np.ndarray
+    margins: np.ndarray
+
+
+def observed_margins(prepared: Prepared, observer: BehaviourObserver, steps: list[int]) -> ObservedMargins:
+    """The margins at some steps, the first of which is 0."""
+    log_probs = np.stack([observer.observations[step] for step in steps])
+    found = prepared.job.convention.margins(log_probs, prepared.lengths[prepared.observed])
+    return ObservedMargins(found[0], found - found[0])
 
 
 class Pilot(NamedTuple):
@@ -155,7 +168,7 @@ def pilot(prepared: Prepared, progress: Progress, *, fraction: float, folder: st
                 f"{stop.step}: choose another --output_dir, or pass --restart True to train anew."
             )
         kept = {"key": key, "fraction": fraction, "step": stop.step}
-        processes.on_main(lambda: _keep_pilot(run, folder, kept, observer))
+        processes.on_main(lambda: _keep_pilot(prepared, folder, kept, observer))
         trainer.end()
     arrays = run.read_arrays(f"{folder}/observed")
     assert arrays is not None
@@ -163,12 +176,14 @@ def pilot(prepared: Prepared, progress: Progress, *, fraction: float, folder: st
     return Pilot(kept["step"], run.path / folder / "checkpoint", past)
 
 
-def _keep_pilot(run: RunFolder, folder: str, kept: dict[str, Any], observer: BehaviourObserver) -> None:
+def _keep_pilot(prepared: Prepared, folder: str, kept: dict[str, Any], observer: BehaviourObserver) -> None:
+    run = prepared.job.run
     shutil.rmtree(run.path / folder, ignore_errors=True)
     # links: the trainer removes its older checkpoints, this one is needed as long as there is a forecast
     shutil.copytree(run.path / f"checkpoint-{kept['step']}", run.path / folder / "checkpoint", copy_function=link)
     steps = sorted(observer.observations)
-    run.write_arrays(f"{folder}/observed", steps=np.array(steps), margins=margins_of(observer, steps))
+    margins = observed_margins(prepared, observer, steps).margins
+    run.write_arrays(f"{folder}/observed", steps=np.array(steps), margins=margins)
     run.write_json(f"{folder}/pilot.json", kept)
 
 

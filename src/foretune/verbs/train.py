@@ -17,7 +17,7 @@ from foretune.verbs.divergence import divergence
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, prepare
 from foretune.verbs.progress import Progress
-from foretune.verbs.real_run import margins_of, run_trainer, training_key
+from foretune.verbs.real_run import observed_margins, run_trainer, training_key
 from foretune.verbs.revise import revise
 
 
@@ -75,7 +75,7 @@ def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourO
     steps = sorted(observer.observations)
     scores = np.stack([observer.observations[step] for step in steps])
     displacement = scores - scores[0]
-    margins = margins_of(observer, steps)
+    reference, margins = observed_margins(prepared, observer, steps)
     members = prepared.observed
     rows = curve_rows(
         steps,
@@ -83,7 +83,7 @@ def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourO
         prepared.behaviour_of[members],
         prepared.split_of[members],
         _objective(prepared.job),
-        reference_margin=scores[0, 0] - scores[0, 1],
+        reference_margin=reference,
         weights=prepared.weights[members],
         also={"chosen_displacement": displacement[:, 0], "rejected_displacement": displacement[:, 1]},
     )

@@ -19,7 +19,7 @@ from foretune.models.load import load_model
 from foretune.records.provenance import sha256_of
 from foretune.scores.log_probs import pair_scores
 from foretune.training.build import lora_config, prepare_trainable
-from foretune.verbs.audit import answers_of, features_key, features_of
+from foretune.verbs.audit import answers_of, features_key, features_of, reference_margins
 from foretune.verbs.forms import TangentForm, form_of
 from foretune.verbs.prepare import Prepared, load_reference
 from foretune.verbs.progress import Progress
@@ -44,16 +44,16 @@ class Lineariser:
         """Make the model as the trainer will make it; no features are taken yet."""
         self._prepared, self._progress, self._folder = prepared, progress, folder
         self.measured = measured_pairs(prepared)
+        self._pairs = _Some(prepared.job.convention.scored(prepared.pairs), self.measured)
         self.place = stand_ins(prepared, self.measured)
         self._model = trained_model(prepared)
-        self._form = form_of(prepared.job, self._model, _Some(prepared.pairs, self.measured), packed=self._packed)
+        self._form = form_of(prepared.job, self._model, self._pairs, packed=self._packed)
         self._start = {}
         if self._model is prepared.loaded.model:
             names = trainable_names(self._model)
             self._start = {name: self._model.get_parameter(name).detach().clone() for name in names}
         self.keys: dict[int, str] = {}
-        features = features_of(prepared, progress)
-        self._reference = (features.chosen_logp - features.rejected_logp)[self.measured]
+        self._reference = reference_margins(prepared, features_of(prepared, progress))[self.measured]
 
     @property
     def _packed(self) -> bool:
@@ -76,7 +76,7 @@ class Lineariser:
             return
         dtype = next(self._model.parameters()).dtype
         if dtype != self._prepared.job.dtype():  # trained in another precision than the audit's
-            scores = pair_scores(self._model, _Some(self._prepared.pairs, self.measured), packed=self._packed)
+            scores = pair_scores(self._model, self._pairs, packed=self._packed)
             self._reference = (scores.chosen - scores.rejected).double().cpu().numpy()
         self._model.load_state_dict(load_model(str(checkpoint), dtype=dtype).model.state_dict())
 
@@ -92,13 +92,13 @@ class Lineariser:
         key = sha256_of(
             features_key(self._prepared),
             self.measured.tolist(),
+            self._prepared.job.convention,
             *self._form.settings,
             *(value.cpu().numpy().tobytes() for value in self._form.parameters().values()),
         )
         store = anchor_store(self._folder, step, key)
         with self._progress.bar(f"features after step {step}", len(self.measured)) as advance:
-            pairs = _Some(self._prepared.pairs, self.measured)
-            margin = self._form.measure(pairs, store, packed=self._packed, progress=advance)
+            margin = self._form.measure(self._pairs, store, packed=self._packed, progress=advance)
         if step == 0:
             self._reference = margin  # nothing has changed yet; another pass would round differently
         processes.on_main(lambda: self._form.write(store, margin - self._reference, self.place))

@@ -18,11 +18,17 @@ from foretune.dynamics.anchors import Anchors
 from foretune.dynamics.curves import curve_rows
 from foretune.dynamics.simulated_run import SimulatedRun, simulate_run
 from foretune.errors import UserError
-from foretune.objectives import IPO, Objective
 from foretune.records import RunFolder, load_run
+from foretune.scores import Convention
 from foretune.verbs.job import Job, job_from
+from foretune.verbs.losses import FORECAST, OTHERS, convention_of, objective_of
 
-COLUMNS = ["pair_id", "behaviour", "split", "chosen", "chosen_tokens", "rejected_tokens", "reference_margin", "weight"]
+COLUMNS = [
+    *("pair_id", "behaviour", "split", "chosen", "chosen_tokens", "rejected_tokens", "weight"),
+    *("reference_chosen_logp", "reference_rejected_logp"),
+]
+# Losses that can be asked for.
+OBJECTIVES = (*FORECAST, *OTHERS)
 # Arguments that change what features were taken of: another forecast is needed for them.
 NEEDS_FEATURES = {"output_dir", "seed", "max_length", "truncation_mode", "bf16", "fp16", "loss_type"}
 
@@ -76,6 +82,12 @@ class StoredTwin:
         self.base = SimulatedRun(arrays["steps"].tolist(), arrays["margins"], [], 0)
         place = {pair_id: index for index, pair_id in enumerate(self.pairs["pair_id"])}
         self.observed = np.array([place[pair_id] for pair_id in arrays["pair_id"]])
+        self.lengths = np.stack([self.pairs["chosen_tokens"], self.pairs["rejected_tokens"]], 1)
+
+    def reference_margins(self, convention: Convention) -> np.ndarray:
+        """Chosen less rejected score of each pair under the reference, shape (n,)."""
+        log_probs = np.stack([self.pairs["reference_chosen_logp"], self.pairs["reference_rejected_logp"]])
+        return convention.margins(log_probs, self.lengths)
 
 
 def what_if(
@@ -96,7 +108,8 @@ def what_if(
         weight: row weights of behaviours, multiplied with those that rows have.
         rows_per_behaviour: train on at most so many rows of each behaviour, those with the lowest hashes.
         label_noise: share of the training rows whose chosen and rejected responses are exchanged.
-        objective: sigmoid, hinge, or ipo where chosen and rejected are equally long.
+        objective: one of OBJECTIVES; a loss of per-token means on a forecast of sums, or the other way round, where
+            chosen and rejected are equally long.
         **arguments: arguments of training that change, e.g. `beta=0.3`, `learning_rate=1e-4`, `num_train_epochs=2`;
             `data_seed` for another order of the batches.
 
@@ -111,8 +124,9 @@ def what_if(
     rows, weights, flipped = changed_rows(
         twin, drop=drop, weight=weight, rows_per_behaviour=rows_per_behaviour, label_noise=label_noise
     )
-    loss, factors = _objective(twin, job, objective, rows)
-    factors[flipped] *= -1
+    name = objective or job.training.loss_type[0]
+    factors, offsets = _seen(twin, convention_of(name), rows)
+    turned = np.where(flipped, -1.0, 1.0)
     first = twin.anchors.first
     start = twin.anchors.get(first)
     assert start is not None
@@ -120,12 +134,13 @@ def what_if(
         simulated = simulate_run(
             start,
             job.training,
-            loss,
+            job.objective() if objective is None else objective_of(objective, job.training),
             train_pairs=rows,
             weights=weights,
             observed=twin.observed,
             observations=job.ours.observations,
-            factors=factors,
+            factors=turned * factors,
+            offsets=turned * offsets,
             checkpoint=twin.folder.path / "pilot" / "checkpoint" if first else None,
             renewal=lambda step, _: twin.anchors.get(step),
         )
@@ -163,10 +178,11 @@ def changed_rows(
 
 
 def _changed_job(twin: StoredTwin, arguments: dict[str, Any]) -> Job:
-    known = {item.name for item in fields(TrainingArguments)} | {"beta"}
+    of_losses = {"beta", "label_smoothing", "discopop_tau"}
+    known = {item.name for item in fields(TrainingArguments)} | of_losses
     if refused := sorted(set(arguments) & NEEDS_FEATURES | set(arguments) - known):
         raise UserError(f"a what-if cannot change {refused[0]}: make another forecast with it.")
-    if twin.anchors.first and (fixed := sorted(set(arguments) - {"beta", "data_seed"})):
+    if twin.anchors.first and (fixed := sorted(set(arguments) - of_losses - {"data_seed"})):
         raise UserError(
             f"a what-if cannot change {fixed[0]} of a forecast that begins with a pilot, which was trained with it: "
             "make a forecast without --pilot_fraction."
@@ -213,18 +229,30 @@ def _weights(twin: StoredTwin, rows: np.ndarray, weight: Mapping[str, float]) ->
     return found / found.mean()
 
 
-def _objective(twin: StoredTwin, job: Job, name: str | None, rows: np.ndarray) -> tuple[Objective, np.ndarray]:
-    """The loss, and what each row's margin is multiplied by for it."""
-    if name != "ipo":
-        return (job if name is None else job_from(**{**job.explicit, "loss_type": [name]})).objective(), np.ones(
-            len(rows)
-        )
-    lengths = twin.pairs["chosen_tokens"][rows]
-    if (lengths != twin.pairs["rejected_tokens"][rows]).any():
-        raise UserError(
-            "ipo averages over a response's tokens: it can be asked for where chosen and rejected are equally long."
-        )
-    return IPO(beta=job.training.beta), 1.0 / lengths
+class Seen(NamedTuple):
+    """What a loss sees of the twin's margins: factor · margin + offset; each of shape (rows,)."""
+
+    factors: np.ndarray
+    offsets: np.ndarray
+
+
+def _seen(twin: StoredTwin, asked: Convention, rows: np.ndarray) -> Seen:
+    """What a loss of these scores sees of margins that were forecast by the twin's own convention.
+
+    Raises:
+        UserError: means over tokens do not follow from sums, nor sums from means.
+    """
+    factors = np.ones(len(rows))
+    if asked.per_token != twin.job.convention.per_token:
+        lengths = twin.lengths[rows]
+        if (lengths[:, 0] != lengths[:, 1]).any():
+            raise UserError(
+                f"this loss takes {asked}, the forecast was of {twin.job.convention}: one follows from the other only "
+                "where chosen and rejected are equally long; make another forecast with this loss."
+            )
+        factors = 1.0 / lengths[:, 0] if asked.per_token else lengths[:, 0].astype(float)
+    offsets = np.zeros(len(rows)) if asked.reference else twin.reference_margins(asked)[rows]
+    return Seen(factors, offsets)
 
 
 def _flipped(twin: StoredTwin, rows: np.ndarray, share: float) -> np.ndarray:
@@ -266,6 +294,6 @@ def _end(twin: StoredTwin, run: SimulatedRun) -> list[dict[str, Any]]:
         columns["behaviour"],
         columns["split"],
         twin.job.objective(),
-        reference_margin=columns["reference_margin"],
+        reference_margin=twin.reference_margins(twin.job.convention)[twin.observed],
         weights=columns["weight"],
     )

@@ -1,0 +1,91 @@
+"""TRL's losses by their names: what each is a function of, and of which scores."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from trl import DPOConfig
+
+from foretune.errors import UserError
+from foretune.objectives import (
+    DPO,
+    EXO,
+    IPO,
+    DiscoPOP,
+    Objective,
+    Robust,
+    SidedObjective,
+    SLiC,
+    apo_down,
+    apo_zero,
+    bco,
+    nca,
+    simpo,
+    sppo_hard,
+)
+from foretune.scores import Convention
+
+
+class Loss(NamedTuple):
+    """A loss of TRL's.
+
+    Attributes:
+        make: the objective, of the run's arguments (TRL's `sigmoid` takes no notice of `label_smoothing`).
+        convention: what scores the objective is given.
+    """
+
+    make: Callable[[DPOConfig], Objective | SidedObjective]
+    convention: Convention = Convention()
+
+
+PER_TOKEN = Convention(per_token=True)
+# loss_type of DPOTrainer, where it is a loss of one pair.
+LOSSES = {
+    "sigmoid": Loss(lambda arguments: DPO(beta=arguments.beta)),
+    "hinge": Loss(lambda arguments: SLiC(beta=arguments.beta)),
+    "ipo": Loss(lambda arguments: IPO(beta=arguments.beta), PER_TOKEN),
+    "exo_pair": Loss(lambda arguments: EXO(beta=arguments.beta, rate=arguments.label_smoothing)),
+    "robust": Loss(lambda arguments: Robust(base=DPO(beta=arguments.beta), rate=arguments.label_smoothing)),
+    "discopop": Loss(lambda arguments: DiscoPOP(beta=arguments.beta, tau=arguments.discopop_tau)),
+    "sigmoid_norm": Loss(lambda arguments: DPO(beta=arguments.beta), PER_TOKEN),
+    "nca_pair": Loss(lambda arguments: nca(beta=arguments.beta)),
+    "bco_pair": Loss(lambda arguments: bco(beta=arguments.beta)),
+    "sppo_hard": Loss(lambda arguments: sppo_hard(beta=arguments.beta)),
+    "apo_zero": Loss(lambda arguments: apo_zero(beta=arguments.beta)),
+    "apo_down": Loss(lambda arguments: apo_down(beta=arguments.beta)),
+}
+# Why a loss is no function of one pair's two scores.
+NO_PAIR = {
+    "aot": "it sorts the margins of a batch, so it is no function of one pair",
+    "aot_unpaired": "it sorts the scores of a batch, so it is no function of one pair",
+    "sft": "it learns from the chosen responses alone, a mean over the tokens of a batch",
+}
+# Losses of other trainers that a what-if can ask for as well.
+OTHERS = {"simpo": Loss(lambda arguments: simpo(beta=arguments.beta), Convention(per_token=True, reference=False))}
+FORECAST = ("sigmoid", "hinge", "ipo", "exo_pair", "robust", "discopop", "sigmoid_norm")
+
+
+def objective_of(name: str, arguments: DPOConfig) -> Objective:
+    """The objective of a loss that can be forecast.
+
+    Raises:
+        UserError: a loss that is no function of one margin, or arguments that it is not defined for.
+    """
+    why = NO_PAIR.get(name, "TRL 1.16 has no such loss")
+    if loss := (LOSSES | OTHERS).get(name):
+        try:
+            objective = loss.make(arguments)
+        except ValueError as error:
+            raise UserError(f"loss_type {name} cannot be forecast with these arguments: {error}") from error
+        if isinstance(objective, Objective):
+            return objective
+        why = "it treats chosen and rejected scores apart, and a forecast follows their difference alone"
+    raise UserError(
+        f"loss_type {name} cannot be forecast: {why}; use one of {', '.join(FORECAST)}, or `foretune train` alone, "
+        "which runs every TRL loss."
+    )
+
+
+def convention_of(name: str) -> Convention:
+    """The scores that a loss is given."""
+    loss = (LOSSES | OTHERS).get(name)
+    return loss.convention if loss else Convention()
