@@ -12,6 +12,7 @@ from tests.cli.test_cli import run
 
 import foretune
 from foretune.claims.reproduce import CLAIMS
+from foretune.claims.study import Study
 from foretune.errors import UserError
 from foretune.records import load_run
 
@@ -61,6 +62,15 @@ def test_finished_claims_are_kept_and_others_added(finished, tiny_folder, capsys
 
 
 REAL = "R6,R8,R9,R10,R14"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_runs():
+    """One behaviour in the figures and one dialogue are enough to see that all works."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("foretune.claims.dialogue.MOST", 1)
+        patch.setattr(Study, "five", lambda study: study.spread(1))
+        yield
 
 
 @pytest.fixture(scope="module")
