@@ -35,7 +35,7 @@ def main() -> None:
     pages = run.read_json("claims.json")
     content = {
         "machine": machine(),
-        "data": run.record["data"]["source"],
+        "data": Path(given.data).name,
         "model": run.record["provenance"]["model"],
         "quick": given.quick,
         "claims": [{key: value for key, value in page.items() if key not in LEFT_OUT} for page in pages],
