@@ -12,6 +12,7 @@ from tests.cli.test_cli import run
 
 import foretune
 from foretune.claims.reproduce import CLAIMS
+from foretune.claims.study import Study
 from foretune.errors import UserError
 from foretune.records import load_run
 
@@ -61,6 +62,15 @@ def test_finished_claims_are_kept_and_others_added(finished, tiny_folder, capsys
 
 
 REAL = "R6,R8,R9,R10,R14"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_runs():
+    """One behaviour in the figures and one dialogue are enough to see that all works."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("foretune.claims.dialogue.MOST", 1)
+        patch.setattr(Study, "five", lambda study: study.spread(1))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +128,7 @@ def test_a_killed_reproduction_continues(tiny_folder, tmp_path):
     arguments = [sys.executable, "-m", "foretune", *command(tiny_folder, "bundled:statements", out)]
     arguments += ["--claims", "R2,R4,R12"]
     process = subprocess.Popen(arguments, env={**os.environ, "PYTHONUNBUFFERED": "1"}, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 80
+    deadline = time.time() + 300  # seconds on an idle machine
     while time.time() < deadline and not (out / "claims.json").exists() and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foretune.errors import UserError
+from foretune.records import RunFolder
 from foretune.report.figure_parts import GREY, Figure, colours, short
 from foretune.report.folder import Row, read_folder
 from foretune.report.html import environment, self_contained, write_page
@@ -50,8 +51,6 @@ def build_reproduction(run_dir: Path | str) -> Path:
 
 def claim_pages(run_dir: Path) -> list[Row]:
     """What claims.json says, each claim with its figures and the number that decides its verdict."""
-    from foretune.records import RunFolder
-
     pages = RunFolder(run_dir).read_json("claims.json")
     if not pages:
         raise UserError(f"{run_dir} holds no reproduction: run `foretune reproduce --output_dir {run_dir}` first.")
