@@ -22,7 +22,7 @@ from foretune.verification import MethodRun, compare_methods, order_agreement
 # The arguments of TRL's DPO trainer that make each method.
 METHODS: dict[str, dict[str, Any]] = {
     "dpo": {"loss_type": ["sigmoid"]},
-    "cdpo": {"loss_type": ["sigmoid"], "label_smoothing": 0.1},
+    "dpo_norm": {"loss_type": ["sigmoid_norm"]},
     "rdpo": {"loss_type": ["robust"], "label_smoothing": 0.1},
     "ipo": {"loss_type": ["ipo"]},
     "slic": {"loss_type": ["hinge"]},
