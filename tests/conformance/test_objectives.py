@@ -14,6 +14,7 @@ from foretune.objectives import (
     IPO,
     ORPO,
     BetaDPO,
+    BradleyTerry,
     DiscoPOP,
     DPOPositive,
     LabelSmoothed,
@@ -44,6 +45,7 @@ OBJECTIVES = [
     EXO(beta=0.5, rate=0.3),
     DiscoPOP(beta=0.5, tau=1.0),
     NegativeLogLikelihood(),
+    BradleyTerry(target=1.5),
 ]
 SMOOTH = [objective for objective in OBJECTIVES if not isinstance(objective, SLiC | NegativeLogLikelihood)]
 CONVEX = [objective for objective in OBJECTIVES if not isinstance(objective, EXO | DiscoPOP | Saturating)]

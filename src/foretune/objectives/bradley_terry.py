@@ -30,6 +30,11 @@ class BradleyTerry(Objective):
 
     target: FloatArray | float = 0.0
 
+    @property
+    def unit(self) -> float:
+        """1: rewards are not scaled."""
+        return 1.0
+
     def value(self, margin: FloatArray) -> FloatArray:
         """−log σ(m − c), without overflow at any margin."""
         return np.logaddexp(0.0, self.target - margin)
