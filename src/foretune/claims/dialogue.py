@@ -1,5 +1,7 @@
 """R10: the same as R9 on answers of several tokens."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,7 +16,8 @@ MOST = 4
 def run(study: Study) -> Evidence:
     """Flipped labels on dialogues, from the base model and from the one aligned on the same rows."""
     study = study.of_dialogue()
-    checks, plots, settings = [], [], {"data": study.prepared.data.info.source}
+    checks, plots = [], []
+    settings: dict[str, Any] = {"data": study.prepared.data.info.source}
     groups = dialogue_groups(study)
     for trainable in tuning.trainables(study):
         what = tuning.WORDS[trainable]

@@ -28,6 +28,7 @@ from foretune.claims.intervals import bootstrap, mean, rank_correlation
 from foretune.claims.study import Behaviour, Study
 
 ROWS = 40
+ROUNDING = 1e-12
 OTHERS = "Razin et al."
 
 
@@ -104,7 +105,7 @@ def _falls(study: Study, item: Behaviour) -> tuple[float, float, tuple[float, fl
     chosen, rejected = study.answer_probabilities(item)
     change = half - np.log1p(chosen * np.expm1(half) + rejected * np.expm1(-half))
     grown = change[margins > 0]
-    return grown.min(), float((grown < 0).mean()), (float(margins[-1].mean()), float(change[-1].mean()))
+    return grown.min(), float((grown < -ROUNDING).mean()), (float(margins[-1].mean()), float(change[-1].mean()))
 
 
 CLAIM = Claim(
