@@ -118,3 +118,13 @@ def test_the_flow_stands_still_while_the_learning_rate_is_zero():
     expected = gradient_flow(features, weights, DPO(beta=0.5), times=np.unique(times))
     np.testing.assert_array_equal(found, expected[[0, 0, 1, 2, 2]])
     assert not gradient_flow(features, weights, DPO(beta=0.5), times=np.zeros(2)).any()
+
+
+def test_margins_that_a_kink_holds_are_followed():
+    """Two rows of one behaviour against a third: the hinge holds the third's margin at its kink for good."""
+    features = np.random.default_rng(3).normal(size=(6, 4))
+    objective, times = SLiC(beta=2.0), np.linspace(0, 40, 5)
+    found = gradient_flow(features, np.ones(6), objective, times=times)
+    slow = gradient_descent(features, np.ones(6), objective, learning_rate=40 / 200_000, steps=200_000)[::50_000]
+    np.testing.assert_allclose(found @ features.T, slow @ features.T, atol=0.03)
+    assert np.abs(found[-1] @ features.T - 0.5).min() < 0.03

@@ -6,6 +6,14 @@ from scipy.integrate import solve_ivp
 from foretune.objectives import Objective
 from foretune.objectives.base import FloatArray
 
+# Of the velocity, before an adaptive method is given up.
+MOST_EVALUATIONS = 10_000
+EULER_STEPS = 4096
+
+
+class _HeldError(Exception):
+    """Margins are held at a kink."""
+
 
 def gradient_flow(
     features: FloatArray,
@@ -27,7 +35,9 @@ def gradient_flow(
     Returns:
         u at each time, shape (len(times), dim). Margins of any pairs are u @ Φᵀ.
 
-    The flow lives in the span of the rows: where those are fewer than the dimensions, it is integrated there.
+    The flow lives in the span of the rows: where those are fewer than the dimensions, it is integrated there. A loss
+    with a kink (SLiC's) can hold margins at it, where no adaptive method gets on: then EULER_STEPS equal steps are
+    taken, and margins are right to about one step's change.
     """
     moments, place = np.unique(times, return_inverse=True)
     if moments[-1] == 0:
@@ -35,20 +45,31 @@ def gradient_flow(
     basis, reduced = _span(features)
     share = weights / weights.sum()
 
+    calls = 0
+
     def velocity(_: float, position: FloatArray) -> FloatArray:
+        nonlocal calls
+        calls += 1
+        if calls > MOST_EVALUATIONS:
+            raise _HeldError
         return -(share * objective.slope(reduced @ position)) @ reduced
 
-    solution = solve_ivp(
-        velocity,
-        (0.0, float(moments[-1])),
-        np.zeros(reduced.shape[1]),
-        method="DOP853",
-        t_eval=moments,
-        rtol=tolerance,
-        atol=tolerance * 1e-3,
-    )
-    assert solution.success, solution.message
-    path = solution.y.T[place]
+    try:
+        solution = solve_ivp(
+            velocity,
+            (0.0, float(moments[-1])),
+            np.zeros(reduced.shape[1]),
+            method="DOP853",
+            t_eval=moments,
+            rtol=tolerance,
+            atol=tolerance * 1e-3,
+        )
+        assert solution.success, solution.message
+        path = solution.y.T[place]
+    except _HeldError:
+        rate = float(moments[-1]) / EULER_STEPS
+        steps = gradient_descent(reduced, weights, objective, learning_rate=rate, steps=EULER_STEPS)
+        path = steps[np.rint(moments / rate).astype(int)][place]
     return path if basis is None else path @ basis
 
 
