@@ -121,7 +121,7 @@ def test_the_flow_stands_still_while_the_learning_rate_is_zero():
 
 
 def test_margins_that_a_kink_holds_are_followed():
-    """Two rows of one behaviour against a third: the hinge holds the third's margin at its kink for good."""
+    """Rows that pull against one another: the hinge holds some margins at its kink for good."""
     features = np.random.default_rng(3).normal(size=(6, 4))
     objective, times = SLiC(beta=2.0), np.linspace(0, 40, 5)
     found = gradient_flow(features, np.ones(6), objective, times=times)
