@@ -54,6 +54,15 @@ def test_a_short_run_is_forecast_from_its_start(trained, tmp_path):
     assert found["margin_slope"] == pytest.approx(1, abs=0.15)
 
 
+def test_a_forecast_as_dear_as_its_run_says_so(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    assert run("forecast", "--output_dir", str(tmp_path / "run"), "--relinearise_every", "3") == 0
+    found = load_run(tmp_path / "run").record["forecast"]
+    table = load_run(tmp_path / "run").read_table("pairs", ["behaviour", "split"]).to_pylist()
+    assert found["cost"] == pytest.approx(4 * len(table) / (12 * 8))  # every pair is measured, in four passes
+    assert any("`foretune train` answers" in note for note in found["notes"])
+
+
 def test_features_taken_anew_after_every_step_follow_the_run(trained, tmp_path):
     once, anew = (verified(trained, tmp_path / every, "--relinearise_every", every) for every in ("0", "1"))
     assert anew["margin_r2"] > 0.9995 > once["margin_r2"]

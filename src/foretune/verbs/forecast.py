@@ -93,7 +93,8 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     section = _section(prepared, problem, result, watch)
     if lineariser:
         section |= _trust(prepared, problem, result)
-        section["notes"] += _doubts(section["confidence"])
+        section["cost"] = _cost(section, lineariser)
+        section["notes"] += [*_doubts(section["confidence"]), *_alternative(section["cost"])]
     if isinstance(problem.margins, Tangent):
         section["kernel_error"] = problem.margins.kernel_error()
     section["anchors"] = lineariser.keys if lineariser else {}
@@ -148,6 +149,26 @@ def _doubts(found: dict[str, dict[str, Any]]) -> list[str]:
         f"Confidence is low for {len(low)} of {len(found)} behaviours ({names}): their margins leave the range in "
         "which first order is good. Features taken more often (--relinearise_tolerance 0.2) or a pilot "
         "(--pilot_fraction 0.1) follow them."
+    ]
+
+
+# Above this share of the run, really training answers as soon (docs/fidelity.md).
+DEAR = 0.5
+
+
+def _cost(section: dict[str, Any], lineariser: Lineariser) -> float:
+    """Rows that went forward and backward for the forecast, over those of the run."""
+    pilot_rows = section["pilot_steps"] * section["batch_size"]
+    features = len(lineariser.keys) * len(lineariser.measured)
+    return (pilot_rows + features) / (section["steps"] * section["batch_size"])
+
+
+def _alternative(cost: float) -> list[str]:
+    if cost < DEAR:
+        return []
+    return [
+        f"This forecast read {cost:.0%} as many rows forward and backward as the run itself will: for so short a run "
+        "`foretune train` answers about as soon, and exactly. Fewer --twin_pairs and --observe_pairs make it cheaper."
     ]
 
 
