@@ -15,6 +15,7 @@ VERBS = {
     "verify": "lay forecast and run side by side",
     "what_if": "forecast a changed run from a forecast's features, in seconds",
     "reward": "a reward model: audit, forecast, train with TRL, forecast beside outcome",
+    "rlhf": "train a policy on a reward model, every behaviour's reward and KL forecast and measured",
     "report": "write report.html from a run folder and show the summary",
     "replay": "repeat a run folder's verbs in a new folder and compare the numbers",
     "demo": "all of it, on the embedded model and the bundled data",
@@ -27,7 +28,8 @@ Know what preference tuning will do to your model before you run it.
 
 {verbs}
 
-audit, forecast and train take the YAML and flags of `trl dpo`, reward those of `trl reward`:
+audit, forecast and train take the YAML and flags of `trl dpo`, reward and rlhf
+those of `trl reward` and `trl rloo`:
   foretune forecast --config dpo.yaml
   foretune forecast --model_name_or_path smollm2-135m --dataset_name bundled:statements --output_dir run
 All verbs continue in the same run folder (--output_dir). `foretune <verb> --help` lists a verb's arguments.
