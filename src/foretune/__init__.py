@@ -1,9 +1,9 @@
 """foretune: know what preference tuning will do to your model before you run it.
 
 The verbs, each continuing one run folder: `audit`, `forecast`, `train`, `verify`; `what_if` asks a forecast about a
-changed run, `compare` runs several methods, `reward` does all of it for a reward model, `rlhf` maximises one, `reproduce`
-tests the paper's claims, `load_run` opens a finished run. They are loaded on first use, so that importing foretune is
-quick.
+changed run, `compare` runs several methods, `reward` does all of it for a reward model, `rlhf` maximises one,
+`reproduce` tests the paper's claims, `load_run` opens a finished run. They are loaded on first use, so that importing
+foretune is quick.
 """
 
 from importlib import import_module
