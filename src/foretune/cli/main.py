@@ -16,6 +16,7 @@ VERBS = {
     "what_if": "forecast a changed run from a forecast's features, in seconds",
     "compare": "run several methods (dpo, ipo, slic, …) on the same data and lay them side by side",
     "reward": "a reward model: audit, forecast, train with TRL, forecast beside outcome",
+    "rlhf": "train a policy on a reward model, every behaviour's reward and KL forecast and measured",
     "report": "write report.html from a run folder and show the summary",
     "replay": "repeat a run folder's verbs in a new folder and compare the numbers",
     "reproduce": "test the paper's claims on your model and data, one page a claim",
@@ -29,7 +30,8 @@ Know what preference tuning will do to your model before you run it.
 
 {verbs}
 
-audit, forecast and train take the YAML and flags of `trl dpo`, reward those of `trl reward`:
+audit, forecast and train take the YAML and flags of `trl dpo`, reward and rlhf
+those of `trl reward` and `trl rloo`:
   foretune forecast --config dpo.yaml
   foretune forecast --model_name_or_path smollm2-135m --dataset_name bundled:statements --output_dir run
 All verbs continue in the same run folder (--output_dir). `foretune <verb> --help` lists a verb's arguments.

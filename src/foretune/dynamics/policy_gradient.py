@@ -151,7 +151,9 @@ class FirstOrder(NamedTuple):
     kl_rate: FloatArray
 
 
-def first_order(features: FloatArray, reward_gaps: FloatArray, behaviour_of: np.ndarray) -> FirstOrder:
+def first_order(
+    features: FloatArray, climbed: FloatArray, behaviour_of: np.ndarray, *, measured: FloatArray | None = None
+) -> FirstOrder:
     """Growth rates from answers that were drawn from the reference, in pairs: y and y′ to the same prompt.
 
     With two answers a prompt, the leave-one-out policy gradient (Ahmadian et al., 2024, arXiv 2402.14740) of the prompt
@@ -163,13 +165,15 @@ def first_order(features: FloatArray, reward_gaps: FloatArray, behaviour_of: np.
 
     Args:
         features: φ of each prompt's two pairs, shape (2, n, dim).
-        reward_gaps: r(y) − r(y′), shape (2, n).
+        climbed: r(y) − r(y′) of the reward that is maximised, shape (2, n).
         behaviour_of: behaviour of each prompt, shape (n,).
+        measured: r(y) − r(y′) of another reward whose growth is wanted, shape (2, n); None: the same.
     """
-    gradients = 0.5 * reward_gaps[:, :, None] * features
-    whole = gradients.mean(1)[::-1]  # each draw meets the mean of the other
-    gains = np.einsum("snd,sd->sn", gradients, whole).mean(0)
+    whole = (
+        0.5 * np.einsum("sn,snd->sd", climbed, features)[::-1] / len(behaviour_of)
+    )  # each draw meets the other's mean
     moved = np.einsum("snd,sd->sn", features, whole)
+    gains = (0.5 * (climbed if measured is None else measured) * moved).mean(0)
     names = [str(name) for name in np.unique(behaviour_of)]
     own = [behaviour_of == name for name in names]
     return FirstOrder(

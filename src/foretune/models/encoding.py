@@ -63,6 +63,13 @@ def encode_pair(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> t
     return prompt[:shared], whole[0][shared:], whole[1][shared:]
 
 
+def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a prompt that something will be generated after, as TRL's online trainers encode it."""
+    if isinstance(prompt, str):
+        return tokenizer(text=prompt)["input_ids"]
+    return _template(tokenizer, prompt, add_generation_prompt=True)
+
+
 def encode(
     rows: Iterable[Mapping[str, Any]],
     tokenizer: PreTrainedTokenizerBase,

@@ -133,6 +133,14 @@ def rewards(model: nn.Module, sequences: Sequence[Sequence[int]]) -> Tensor:
     return found
 
 
+def answered(prompt_ids: Sequence[int], completion_ids: Sequence[int], end: int) -> list[int]:
+    """Prompt and completion as a reward model was trained to read them: with the end-of-sequence token after them."""
+    completion = list(completion_ids)
+    while completion and completion[-1] == end:
+        completion.pop()
+    return [*prompt_ids, *completion, end]
+
+
 def _batches(
     model: nn.Module, sequences: Sequence[Sequence[int]]
 ) -> Iterator[tuple[list[int], dict[str, Tensor | bool]]]:

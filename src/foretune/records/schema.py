@@ -50,6 +50,18 @@ TABLES = {
             ("num_pairs", _INT),
         ]
     ),
+    "policy": pa.schema(
+        [
+            ("method", _TEXT),
+            ("behaviour", _TEXT),
+            ("split", _TEXT),
+            ("step", _INT),
+            ("reward", _FLOAT),
+            ("heldout_reward", _FLOAT),
+            ("kl", _FLOAT),
+            ("num_prompts", _INT),
+        ]
+    ),
     "findings": pa.schema(
         [
             ("finding", _TEXT),

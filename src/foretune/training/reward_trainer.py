@@ -46,11 +46,11 @@ class RewardRun(NamedTuple):
         return self.rewards[:, 0] - self.rewards[:, 1]
 
 
-class RewardObserver(TrainerCallback):
-    """Take the rewards of fixed pairs from time to time.
+class ModelObserver(TrainerCallback):
+    """Take figures of a model from time to time: rewards of fixed pairs, or what a policy is worth on fixed prompts.
 
     Args:
-        score: rewards of chosen and rejected under a model, shape (2, n).
+        score: the figures of a model, any shape.
         count: how many times, evenly spread from before the first step to after the last.
         log: told each observation; None: nobody.
     """
@@ -62,7 +62,7 @@ class RewardObserver(TrainerCallback):
         count: int,
         log: Callable[[NDArray[np.float64]], None] | None = None,
     ) -> None:
-        """Remember what to score and when."""
+        """Remember what to take and when."""
         self.score, self.count, self.log = score, count, log
         self.found: dict[int, NDArray[np.float64]] = {}
         self.learning_rates: list[float] = []
@@ -146,7 +146,7 @@ def train_on_states(
         observations: how many times.
     """
     place = torch.as_tensor(np.asarray(observed))
-    observer = RewardObserver(
+    observer = ModelObserver(
         lambda model: model.score(model.states)[:, 0].view(-1, 2)[place].T,  # pyright: ignore
         count=observations,
     )

@@ -48,7 +48,6 @@ class SharedArguments:
     observe_pairs: int = field(
         default=50, metadata={"help": "Pairs of each behaviour and split that are measured at those steps."}
     )
-    draws: int = field(default=1000, metadata={"help": "Bootstrap draws and permutations."})
     restart: bool = field(default=False, metadata={"help": "Discard what the run folder holds and start anew."})
 
 
@@ -137,6 +136,7 @@ class ForetuneArguments(SharedArguments):
     sketch_dim: int = field(
         default=4096, metadata={"help": "Length of the sketched gradient kept for each pair (error ~ 1/sqrt of it)."}
     )
+    draws: int = field(default=1000, metadata={"help": "Bootstrap draws and permutations."})
     share_prompts: bool = field(
         default=True, metadata={"help": "Train with each prompt computed once for both responses (same numbers)."}
     )

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from peft import LoraConfig
+from transformers import Trainer
 from trl import RewardTrainer
 
 from foretune.dynamics.curves import ALL
@@ -16,7 +17,7 @@ from foretune.records.provenance import sha256_of, versions
 from foretune.statistics.behaviours import Measured, alignments, behaviour_rows, training_kernel
 from foretune.statistics.priority import equal_rate_mixture, initial_rates
 from foretune.training.build import lora_config
-from foretune.training.reward_trainer import RewardObserver, reward_rows
+from foretune.training.reward_trainer import ModelObserver, reward_rows
 from foretune.training.terminal import TrainingBar, quieten
 from foretune.verbs.audit import SIDES, finding_columns, preview, provenance_of, texts_of, write_command
 from foretune.verbs.prepare import Prepared, Stopwatch
@@ -115,9 +116,9 @@ def _train(data: RewardData, progress: Progress) -> None:
     progress.say(f"train: {job.trainable} …")
     seen = [data.sequences[pair] for pair in prepared.observed]
     sides = [chosen for chosen, _ in seen] + [rejected for _, rejected in seen]
-    observer = RewardObserver(lambda model: rewards(model, sides).view(2, -1), count=job.ours.observations)
+    observer = ModelObserver(lambda model: rewards(model, sides).view(2, -1), count=job.ours.observations)
     trainer = _trainer(data, observer)
-    observer.log = lambda found: trainer.log(_metrics(data, found))
+    observer.log = lambda found: Trainer.log(trainer, _metrics(data, found))
     trainer.train()
     trainer.save_model(str(run.path))
     steps = sorted(observer.found)
@@ -129,7 +130,7 @@ def _train(data: RewardData, progress: Progress) -> None:
     run.finish_stage("train", key=key, seconds=watch.seconds, train=section)
 
 
-def _trainer(data: RewardData, observer: RewardObserver) -> RewardTrainer:
+def _trainer(data: RewardData, observer: ModelObserver) -> RewardTrainer:
     """The trainer that `trl reward` would build, on the encoded pairs."""
     job, prepared, model = data.job, data.prepared, data.prepared.loaded.model
     if job.trainable == "score":

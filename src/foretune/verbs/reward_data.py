@@ -83,7 +83,7 @@ def prepare_reward(job: RewardJob, progress: Progress) -> tuple[RewardData, nn.L
         for pair in encode(part or (), loaded.tokenizer, split=split, max_length=None, lost=lost):
             if limit is not None and len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) > limit:
                 lost.too_long[pair.behaviour, split] += 1
-            else:
+            elif split == "test" or job.ours.half in (None, _half_of(pair.prompt_ids)):
                 kept.append(pair)
     if not any(pair.split == "train" for pair in kept):
         raise UserError(f"no training pair is left: all are longer than {limit} tokens; raise --max_length.")
@@ -102,6 +102,11 @@ def prepare_reward(job: RewardJob, progress: Progress) -> tuple[RewardData, nn.L
     key = sha256_of(*digests, None if targets is None else targets.tolist())
     states = _states(prepared, sequences, key, progress)
     return RewardData(prepared, sequences, targets, states, key), copy.deepcopy(loaded.model.score)
+
+
+def _half_of(prompt_ids: list[int]) -> str:
+    """The half of the data that a prompt belongs to, whatever the rows' order."""
+    return ("first", "second")[int(sha256_of(prompt_ids), 16) % 2]
 
 
 def _targets(prepared: Prepared) -> NDArray[np.float64] | None:

@@ -29,6 +29,15 @@ class RewardArguments(SharedArguments):
         },
     )
     forecast_alone: bool = field(default=True, metadata={"help": "Also forecast each behaviour trained alone."})
+    draws: int = field(default=1000, metadata={"help": "Bootstrap draws and permutations."})
+    half: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train on the first or second half of the prompts alone: the other half makes a held-out reward "
+            "model for `foretune rlhf`.",
+            "choices": ["first", "second"],
+        },
+    )
     ensemble: int = field(
         default=0,
         metadata={"help": "Train so many score heads, with other seeds; needs --trainable score (0: no ensemble)."},
