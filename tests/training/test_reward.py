@@ -12,6 +12,9 @@ from trl import RewardConfig, RewardTrainer
 import foretune
 from foretune.errors import UserError
 from foretune.models.reward import last_states, load_reward_model, rewards
+from foretune.verbs.progress import Progress
+from foretune.verbs.reward_data import prepare_reward
+from foretune.verbs.reward_job import reward_job_from
 
 SETTINGS = {
     "dtype": "float32",
@@ -147,6 +150,18 @@ def test_lora_is_forecast_by_the_head_and_says_so(tiny_folder, persona_file, tmp
     moved = folder.read_arrays("observed_pairs")["margins"]
     assert np.abs(moved[-1] - moved[0]).max() > 0
     assert (folder.path / "adapter_model.safetensors").exists()
+
+
+def test_halves_share_no_prompt_and_make_the_whole(tiny_folder, free_text_file, tmp_path):
+    job = {"model_name_or_path": str(tiny_folder), "dataset_name": str(free_text_file), **SETTINGS}
+    prompts = {
+        half: {tuple(pair.prompt_ids) for pair in data.prepared.pairs if pair.split == "train"}
+        for half in ("first", "second", None)
+        for data in [prepare_reward(reward_job_from(**job, half=half, output_dir=str(tmp_path)), Progress.silent())[0]]
+    }
+    assert not prompts["first"] & prompts["second"]
+    assert min(len(prompts["first"]), len(prompts["second"])) > 4
+    assert prompts["first"] | prompts["second"] == prompts[None]
 
 
 @pytest.mark.parametrize(
