@@ -192,6 +192,15 @@ def what_if(asked: Result) -> Iterator[str]:
             f"| {name} | {found['questions']} | {found['changes']} ({found['clear_changes']}) | {spans['spearman']} | "
             f"{spans['sign_right']} | {median(took):.1f} ({max(took):.1f}) |"
         )
+    yield (
+        "\nThe 90 % band of these forecasts is about other seeds (batch order, dropout, stand-ins). Real runs from other "
+        "seeds (which also start their adapters elsewhere) beside it:\n"
+    )
+    yield "| features | spread of the simulated losses | of the real ones | real losses that a band of this width holds |"
+    yield "|---|---|---|---|"
+    for name, own in asked["bands"].items():
+        held = f"{own['held']:.0%} of {own['losses']}"
+        yield f"| {name} | {own['simulated_sd']:.4f} | {own['real_sd']:.4f} | {held} |"
     names = list(asked["figures"])
     yield "\nRank correlation over behaviours within each question, and the mean change of the loss:\n"
     yield f"| question | observed change | {' | '.join(f'{name}: change | Spearman' for name in names)} |"

@@ -21,8 +21,10 @@ from datasets import Dataset
 from fidelity import behaviours_of, commit, data_file
 from fidelity_figures import intervals
 from harness import machine, write
+from scipy.stats import t as t_distribution
 
 from foretune.dynamics.curves import curve_rows
+from foretune.records import RunFolder
 from foretune.verbs.forecast import forecast_prepared
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, prepare
@@ -38,6 +40,7 @@ CRITERIA = {
 }
 MIXTURE, BEHAVIOURS, ROWS, BATCH, STEPS, PASSES = "test-0", 8, 60, 16, 75, 5
 SEEDS = (1, 2)
+BAND_RUNS = 5
 FORECASTS = {"from step 0": 0, f"{PASSES} passes": STEPS // PASSES}
 
 
@@ -92,6 +95,7 @@ def job(folder: Path, data: Path, **more: Any) -> Job:
             "observations": 2,
             "observe_pairs": ROWS,
             "twin_pairs": ROWS,
+            "band_runs": BAND_RUNS,
             "disable_tqdm": True,
             "draws": 50,
             **more,
@@ -194,11 +198,13 @@ def main() -> None:
     base = prepare(job(options.work / "from-step-0", file))
     before = losses_of(changed(base, twins["from step 0"], Question("base", {}), options.work / "base"))
     others = [prepare(job(options.work / f"seed-{seed}", file, seed=seed)) for seed in SEEDS]
-    noise = noise_of([before, *map(losses_of, others)])
+    seeds = [before, *map(losses_of, others)]
+    noise = noise_of(seeds)
     result: dict[str, Any] = {
         "criteria": CRITERIA,
         "run": {"behaviours": names, "rows": ROWS, "batch": BATCH, "steps": STEPS, "loss": before},
         "seed_noise": noise,
+        "bands": {forecast: bands(twin.folder, seeds) for forecast, twin in twins.items()},
         "machine": machine(),
         "commit": commit(),
         "answers": {forecast: {} for forecast in twins},
@@ -224,6 +230,30 @@ def main() -> None:
             {name: own["spearman_within_questions"][question.name] for name, own in result["figures"].items()},
         )
     print(json.dumps(result["figures"], indent=1))
+
+
+def bands(run: RunFolder, seeds: list[dict[str, float]]) -> dict[str, float]:
+    """Whether a forecast's 90 % band is as wide as real runs from other seeds lie apart.
+
+    simulated_sd and real_sd: root mean square over behaviours of the standard deviations of final losses; held: share
+    of the other seeds' losses that a band of this width around the first seed's real loss holds.
+    """
+    table = run.read_table("forecast")
+    assert table is not None
+    ends = {
+        row["behaviour"]: (row["loss_high"] - row["loss_low"]) / 2
+        for row in table.to_pylist()
+        if (row["step"], row["method"], row["trained_on"]) == (STEPS, "simulated_run", "mixture")
+    }
+    half = np.array([ends[name] for name in seeds[0]])
+    losses = np.array([list(own.values()) for own in seeds])
+    width = t_distribution.ppf(0.95, BAND_RUNS - 1) * np.sqrt(1 + 1 / BAND_RUNS)
+    return {
+        "simulated_sd": float(np.sqrt(np.mean((half / width) ** 2))),
+        "real_sd": float(np.sqrt(losses.var(axis=0, ddof=1).mean())),
+        "held": float(np.mean(np.abs(losses[1:] - losses[0]) <= half)),
+        "losses": int(losses[1:].size),
+    }
 
 
 def noise_of(runs: list[dict[str, float]]) -> float:
