@@ -14,8 +14,15 @@ PLOT = {
     "log": True,
     "diagonal": True,
     "series": [
-        {"name": "a <b>", "x": [1.0, 2.0], "y": [1.5, None], "text": ["one", "two"], "mode": "markers"},
-        {"name": "a forecast", "x": [1.0, 2.0], "y": [1.0, 4.0], "text": None, "mode": "lines"},
+        {
+            "name": "a <b>",
+            "x": [1.0, 2.0],
+            "y": [1.5, None],
+            "text": ["one", "two"],
+            "mode": "markers",
+            "dashed": False,
+        },
+        {"name": "a <b>, forecast", "x": [1.0, 2.0], "y": [1.0, 4.0], "text": None, "mode": "lines", "dashed": True},
     ],
 }
 
@@ -65,7 +72,8 @@ def test_figures_are_drawn_as_their_data_say():
     figure = claim_figure("R1-0", PLOT)
     first, second, diagonal = figure.traces
     assert first["name"] == "a &lt;b&gt;" and first["mode"] == "markers" and first["text"] == ["one", "two"]
-    assert second["line"]["dash"] == "dot"
+    assert second["line"]["dash"] == "dot" and first["line"]["dash"] == "solid"
+    assert first["line"]["color"] == second["line"]["color"]
     assert diagonal["x"] == [1.0, 4.0]
     assert figure.layout["xaxis"]["type"] == figure.layout["yaxis"]["type"] == "log"
 

@@ -39,13 +39,14 @@ def run(study: Study) -> Evidence:
     if np.isfinite(test).all():
         checks.append(Check("control: Spearman of ‖Δ‖/spread and held-out reward accuracy", spearman(apart, test)))
     names, five = [item.name for item in behaviours], [item.name for item in study.five()]
+    steps = list(range(setting.steps + 1))
     place = {item.name: index for index, item in enumerate(behaviours)}
     plots = [
         Plot(
             "step",
             "share of pairs",
             [
-                Series(f"{name}, {kind}", list(range(setting.steps + 1)), values[place[name]].tolist(), mode="lines")
+                Series(f"{name}, {kind}", steps, values[place[name]].tolist(), mode="lines", dashed=values is reward)
                 for kind, values in (("output accuracy", output), ("reward accuracy", reward))
                 for name in five
             ],

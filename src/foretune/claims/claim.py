@@ -111,11 +111,12 @@ class Series(NamedTuple):
     """One line or cloud of a plot.
 
     Attributes:
-        name: in the legend.
+        name: in the legend; what stands before its last comma decides its colour.
         x: shape (n,).
         y: shape (n,).
         text: a label for each point, or None.
         mode: "lines", "markers" or "lines+markers".
+        dashed: draw its line dashed, beside another of the same colour.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Series(NamedTuple):
     y: Sequence[float]
     text: Sequence[str] | None = None
     mode: str = "markers"
+    dashed: bool = False
 
 
 @dataclass(frozen=True)

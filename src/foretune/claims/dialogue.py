@@ -61,6 +61,7 @@ def flipped_plot(lives: dict[str, tuple[tuning.Life, tuning.Life]], beta: float,
             life.steps.tolist(),
             life.losses(beta, flipped=True).mean(1).tolist(),
             mode="lines+markers",
+            dashed=start == "aligned",
         )
         for name, both in lives.items()
         for start, life in zip(("base", "aligned"), both, strict=True)

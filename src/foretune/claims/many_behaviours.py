@@ -156,10 +156,12 @@ def _plot(cells: list[Cell], what: str, sizes: list[int]) -> Plot:
     series = []
     for rows in sizes:
         series.append(Series(f"{rows} rows each", counts, means(what, rows), mode="lines+markers"))
-        series.append(Series(f"{rows} rows each, forecast", counts, means(f"forecast_{what}", rows), mode="lines"))
+        series.append(
+            Series(f"{rows} rows each, forecast", counts, means(f"forecast_{what}", rows), mode="lines", dashed=True)
+        )
     if what == "margin":
         first = means("margin", sizes[-1])[0]
-        series.append(Series("1/K", counts, [first / count for count in counts], mode="lines"))
+        series.append(Series("1/K", counts, [first / count for count in counts], mode="lines", dashed=True))
         return Plot(
             "behaviours together, K", "mean margin", series, "Margins after as many steps, beside 1/K.", log=True
         )

@@ -51,7 +51,7 @@ def _frozen(study: Study) -> tuple[Check, Plot]:
         "step",
         "loss of the flipped labels",
         [
-            Series(f"{item.name}, from {start}", steps, loss.tolist(), mode="lines")
+            Series(f"{item.name}, from {start}", steps, loss.tolist(), mode="lines", dashed=start == "aligned")
             for item, losses in zip(five, pairs, strict=True)
             for start, loss in zip(("base", "aligned"), losses, strict=True)
         ],

@@ -73,8 +73,9 @@ def estimate_words(check: Row) -> str:
 def claim_figure(name: str, plot: Row) -> Figure:
     """A plot of claims.json as a plotly specification."""
     series = plot["series"]
-    tints = colours(len(series))
-    traces = [_trace(item, tint, labelled=len(series) > 1) for item, tint in zip(series, tints, strict=True)]
+    groups = list(dict.fromkeys(_group(item["name"]) for item in series))
+    tints = dict(zip(groups, colours(len(groups)), strict=True))
+    traces = [_trace(item, tints[_group(item["name"])], labelled=len(series) > 1) for item in series]
     if plot["diagonal"]:
         values = [value for item in series for axis in ("x", "y") for value in item[axis] if value is not None]
         ends = [min(values), max(values)]
@@ -91,8 +92,12 @@ def claim_figure(name: str, plot: Row) -> Figure:
     return Figure(name, traces, layout, plot["caption"])
 
 
+def _group(name: str) -> str:
+    """Series of one group have one colour: "a, forecast" that of "a"."""
+    return name.rpartition(", ")[0] or name
+
+
 def _trace(item: Row, tint: str, *, labelled: bool) -> Row:
-    forecast = item["name"].endswith("forecast") or item["name"] == "1/K"
     trace: Row = {
         "type": "scatter",
         "mode": item["mode"],
@@ -100,7 +105,7 @@ def _trace(item: Row, tint: str, *, labelled: bool) -> Row:
         "x": item["x"],
         "y": item["y"],
         "showlegend": labelled,
-        "line": {"color": tint, "width": 2, "dash": "dot" if forecast else "solid"},
+        "line": {"color": tint, "width": 2, "dash": "dot" if item["dashed"] else "solid"},
         "marker": {"color": tint, "size": 8},
     }
     if item["text"]:
