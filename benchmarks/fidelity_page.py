@@ -193,10 +193,10 @@ def what_if(asked: Result) -> Iterator[str]:
             f"{spans['sign_right']} | {median(took):.1f} ({max(took):.1f}) |"
         )
     yield (
-        "\nThe 90 % band of these forecasts is about other seeds (batch order, dropout, stand-ins). Real runs from other "
-        "seeds (which also start their adapters elsewhere) beside it:\n"
+        "\nThe 90 % band of these forecasts is about other seeds (batch order, dropout, stand-ins). Real runs from "
+        "other seeds (which also start their adapters elsewhere) beside it:\n"
     )
-    yield "| features | spread of the simulated losses | of the real ones | real losses that a band of this width holds |"
+    yield "| features | spread of simulated losses | of real ones | real losses that a band of this width holds |"
     yield "|---|---|---|---|"
     for name, own in asked["bands"].items():
         held = f"{own['held']:.0%} of {own['losses']}"
