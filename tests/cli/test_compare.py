@@ -47,6 +47,20 @@ def test_methods_are_run_on_the_same_rows_and_laid_side_by_side(tiny_folder, per
     assert changed == {path: path.stat().st_mtime_ns for path in out.glob("*-seed*/model.safetensors")}
 
 
+def test_features_at_the_start_are_taken_once_for_all_methods_with_the_same_scores(tiny_folder, persona_file, tmp_path):
+    out = tmp_path / "run"
+    lora = ("--use_peft", "True", "--trainable", "lora", "--lora_target_modules", "q_proj", "v_proj", "--lora_r", "2")
+    flags = ("--methods", "dpo,slic,ipo", "--band_runs", "0", *lora)
+    assert run("compare", *command(tiny_folder, persona_file, out, *flags)) == 0
+    shards = [sorted(out.glob(f"{name}-seed42/features/step-000000/states-*")) for name in ("dpo", "slic", "ipo")]
+    assert all(shards)
+    assert shards[1][0].samefile(shards[0][0]) and not shards[2][0].samefile(shards[0][0])
+    alone = tmp_path / "alone"
+    assert run("forecast", *command(tiny_folder, persona_file, alone, "--loss_type", "hinge", *flags[2:])) == 0
+    found = [load_run(folder).read_arrays("forecast_pairs")["margins"] for folder in (out / "slic-seed42", alone)]
+    np.testing.assert_allclose(*found, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [

@@ -103,6 +103,7 @@ def _run(prepared: Prepared, method: str, seed: int, progress: Progress) -> tupl
     except UserError as error:
         reason = str(error)
     if reason is None:
+        processes.on_main(lambda: _share_features(base.run, seed, folder))
         forecast_prepared(own, progress)
     run = train_prepared(own, progress)
     if reason is None:
@@ -126,6 +127,14 @@ def _share_audit(run: RunFolder, folder: Path) -> None:
     record = run.record
     stages = {"audit": record["stages"]["audit"]}
     RunFolder(folder).write_json("record.json", {**record, "stages": stages})
+
+
+def _share_features(run: RunFolder, seed: int, folder: Path) -> None:
+    """Features of adapters at the start, which methods with the same seed and scores share; others take their own."""
+    target = folder / "features" / "step-000000"
+    for known in sorted(run.path.glob(f"*-seed{seed}/features/step-000000")):
+        if not target.exists():
+            shutil.copytree(known, target, copy_function=link)
 
 
 def _write(run: RunFolder, runs: Sequence[MethodRun], reasons: dict[str, str]) -> None:
