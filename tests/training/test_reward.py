@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
 import foretune
+from foretune.cli.reward import ensemble_table
 from foretune.errors import UserError
 from foretune.models.reward import last_states, load_reward_model, rewards
 from foretune.verbs.progress import Progress
@@ -134,6 +135,7 @@ def test_ensembles_tell_mean_and_spread_of_each_behaviour(finished):
     own = AutoModelForSequenceClassification.from_pretrained(finished.path).score.weight[0].detach().numpy()
     np.testing.assert_allclose(heads[0], own, atol=1e-4)
     assert np.linalg.norm(heads[1] - heads[2]) > 0.01
+    assert ensemble_table(finished).row_count == 3
 
 
 def test_a_run_that_is_there_is_not_repeated(finished):

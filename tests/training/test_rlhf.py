@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from tests.conftest import random_llama
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from foretune.cli.rlhf import policy_table
 from foretune.errors import UserError
 from foretune.models.reward import load_reward_model
 from foretune.models.sampling import draw_pairs
 from foretune.verbs.rlhf import overoptimised, rlhf
+from foretune.verbs.rlhf_job import rlhf_job_from
 
 SETTINGS = {
     "dtype": "float32",
@@ -123,9 +125,13 @@ def test_no_run_exceeds_the_optimum(finished):
     assert value["observed"][-1] > value["observed"][0]
 
 
-def test_a_finished_run_is_not_repeated(finished):
-    from foretune.verbs.rlhf_job import rlhf_job_from
+def test_the_table_shows_every_behaviour(finished):
+    shown = policy_table(finished)
+    assert list(shown.columns[0].cells) == ["boats", "gardens", "all"]
+    assert all(float(cell) >= 0 for cell in shown.columns[-1].cells)
 
+
+def test_a_finished_run_is_not_repeated(finished):
     before = finished.stages["rlhf"]
     settings = {**finished.read_yaml("config.yaml"), "output_dir": str(finished.path)}
     assert rlhf(rlhf_job_from(**settings)).stages["rlhf"] == before
@@ -141,9 +147,7 @@ def test_longer_answers_are_forecast_in_first_order(policy_folder, prompts_file,
 
 
 def test_drawn_answers_end_where_the_model_ends_them(policy_folder):
-    policy = load = AutoModelForCausalLM.from_pretrained(policy_folder)
-    from transformers import AutoTokenizer
-
+    policy = AutoModelForCausalLM.from_pretrained(policy_folder)
     tokenizer = AutoTokenizer.from_pretrained(policy_folder)
     prompts = [tokenizer(text)["input_ids"] for text in ("b 1 1?", "a 2 3 4 5 6 7?")]
     before = torch.get_rng_state()
@@ -152,7 +156,7 @@ def test_drawn_answers_end_where_the_model_ends_them(policy_folder):
     assert [pair.prompt_ids for pair in pairs] == prompts
     assert all(1 <= len(ids) <= 3 for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids))
     assert pairs[0].chosen_ids[0] in range(1000, 1000 + ANSWERS)
-    again = draw_pairs(load, prompts, tokenizer, max_tokens=3, seed=0)
+    again = draw_pairs(policy, prompts, tokenizer, max_tokens=3, seed=0)
     assert pairs == again
 
 
