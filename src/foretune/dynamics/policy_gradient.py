@@ -73,7 +73,7 @@ class PolicyProblem(NamedTuple):
         0.620115
         """
         tilted = log_softmax(self.reference, -1) + self.rewards / self.beta
-        return float(self.beta * logsumexp(tilted, -1) @ self.shares)
+        return self.beta * float(np.asarray(logsumexp(tilted, -1)) @ self.shares)
 
 
 def policy_problem(
