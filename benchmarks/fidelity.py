@@ -14,8 +14,6 @@ seconds of one thread.
 """
 
 import argparse
-import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -23,15 +21,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 from fidelity_figures import Course, described, fit, lazy_step, ranked, rounded
+from fidelity_plan import BEHAVIOURS, Forecast, Method, Run, Shorter, behaviours_of, data_file, plan
 from harness import RESULTS, read, write
 from peft import load_peft_weights, set_peft_model_state_dict
+from torch import nn
 
-from foretune.data import load_preferences
+from foretune.models.load import load_model
 from foretune.records import RunFolder, load_run
 from foretune.scores import pair_scores
 from foretune.training.observer import BehaviourObserver
@@ -53,132 +53,20 @@ CRITERIA = {
     "from step 0, while the mean loss is >= 0.68": "margin R2 >= 0.95, slope 0.9 to 1.1",
     "at 5 % of the cost of 2,000 steps": "better than real training at the same cost",
 }
-BEHAVIOURS, ROWS, BATCH = 12, 100, 24
-OBSERVATIONS = 11
 
-
-class Run(NamedTuple):
-    """A real run: LoRA, r = 8 and alpha = 16 on q and v, TRL's defaults else."""
-
-    mixture: str
-    seed: int
-    optim: str = "adamw_torch"
-    learning_rate: float = 2e-4
-    steps: int = 120
-
-    @property
-    def name(self) -> str:
-        """Of its folder and its result."""
-        return f"{self.mixture}-lora-{self.optim}-{self.learning_rate:g}-{self.steps}-seed{self.seed}"
-
-
-class Forecast(NamedTuple):
-    """A way to forecast: where its features are taken, and of how many pairs of each behaviour."""
-
-    passes: int = 1
-    pilot: float = 0.0
-    pairs: int = 30
-    rank: int = 8
-
-    @property
-    def name(self) -> str:
-        """In results."""
-        parts = [
-            f"pilot {self.pilot:.0%}" if self.pilot else "twin",
-            f"{self.passes} passes" if self.passes > 1 else "",
-            f"{self.pairs} pairs",
-            f"rank {self.rank}" if self.rank != 8 else "",
-        ]
-        return ", ".join(part for part in parts if part)
-
-    @property
-    def folder(self) -> str:
-        """Below the run's."""
-        return self.name.replace(" ", "")
-
-
-class Shorter(NamedTuple):
-    """The rival: the same run with fewer steps, its schedule compressed, or with fewer rows."""
-
-    share: float = 1.0
-    rate_factor: float = 1.0
-    rows: int = ROWS
-
-    @property
-    def name(self) -> str:
-        """In results."""
-        parts = [
-            f"{self.share:.0%} of the steps" if self.share < 1 else "all steps",
-            f"learning rate times {self.rate_factor:g}" if self.rate_factor != 1 else "",
-            f"{self.rows} rows" if self.rows != ROWS else "",
-        ]
-        return "real run, " + ", ".join(part for part in parts if part)
-
-    @property
-    def folder(self) -> str:
-        """Below the run's."""
-        return "shorter" + self.name.replace(" ", "")
-
-
-FEW = [Forecast(), Forecast(pilot=0.1), Forecast(passes=5), Forecast(pilot=0.2), Forecast(pilot=0.05)]
-ALL = [Forecast(pairs=100), Forecast(pilot=0.1, pairs=100), Forecast(pilot=0.2, pairs=100)]
-PASSES = [Forecast(passes=5, pairs=100), *(Forecast(pilot=pilot, passes=5, pairs=100) for pilot in (0.1, 0.2))]
-MORE_PASSES = [Forecast(passes=10), Forecast(passes=10, pairs=100), Forecast(pilot=0.1, passes=5)]
-SHORTER = [Shorter(0.1), Shorter(0.2), Shorter(0.1, 5.0), Shorter(0.2, 5.0)]
-BRIEF = [Shorter(0.05), Shorter(0.05, 5.0), *SHORTER]
-CHOICES = [
-    *(Forecast(rank=rank) for rank in (4, 8, 16)),
-    *(Forecast(pilot=0.1, rank=rank) for rank in (4, 8, 16)),
-    *(Forecast(pilot=pilot, pairs=pairs) for pairs in (100, 10) for pilot in (0.0, 0.1)),
-]
-Method = Forecast | Shorter
-
-
-def plan() -> Iterator[tuple[Run, list[Method]]]:
-    """Runs and what is tried on them, in the order of their worth."""
-    yield Run("tuning-0", 0), [*FEW[:3]]
-    yield Run("test-0", 0), [*FEW, PASSES[0], *SHORTER, PASSES[2], *ALL]
-    yield Run("test-0", 1), [*FEW[:1], PASSES[0], *SHORTER]
-    yield Run("test-0", 0, steps=500), [*FEW[:1], FEW[2], *BRIEF]
-    yield Run("test-0", 2), [*FEW[:1], PASSES[0], *SHORTER]
-    yield Run("test-0", 0, steps=2000), [*FEW[:1], FEW[2], *BRIEF]
-    yield Run("tuning-0", 0), [*CHOICES, *PASSES, *MORE_PASSES]
-    for mixture, seed in (("test-1", 0), ("test-0", 0), ("test-0", 1), ("test-0", 2), ("test-1", 1), ("test-1", 2)):
-        yield Run(mixture, seed), [*FEW, *ALL, *PASSES, *SHORTER]
-    yield Run("test-0", 0), [*MORE_PASSES, Shorter(0.5), Shorter(rows=30)]
-    yield Run("test-0", 0, steps=500), [*FEW, *ALL, *PASSES, *SHORTER]
-    for rate in (1e-4, 4e-4):
-        yield Run("test-0", 0, learning_rate=rate), [*FEW[:3], *ALL, *PASSES]
-
-
-def split_of(behaviour: str) -> str:
-    """Tuning or test, for ever."""
-    return "test" if _hash(behaviour) % 2 else "tuning"
-
-
-def _hash(name: str) -> int:
-    return int(hashlib.sha256(name.encode()).hexdigest(), 16)
-
-
-def behaviours_of(mixture: str, data: Path) -> list[str]:
-    """The dozen behaviours of a mixture, `tuning-0` or `test-1`."""
-    half, number = mixture.split("-")
-    names = sorted((path.stem for path in (data / "persona").glob("*.jsonl")), key=_hash)
-    mine = [name for name in names if split_of(name) == half]
-    return mine[int(number) * BEHAVIOURS :][:BEHAVIOURS]
-
-
-def data_file(mixture: str, rows: int, data: Path, work: Path) -> Path:
-    """The mixture's rows, the same for every seed; those of fewer rows are among those of more."""
-    path = work / f"{mixture}-{rows}.jsonl"
-    if not path.exists():
-        names = behaviours_of(mixture, data)
-        found = load_preferences(
-            str(data / "persona"), behaviours=names, max_pairs_per_behaviour=rows, test_fraction=0.0
-        )
-        columns = ["prompt", "chosen", "rejected", "behaviour"]
-        path.write_text("".join(json.dumps(row) + "\n" for row in found.train.select_columns(columns)))
-    return path
+OBSERVATIONS, OBSERVED = 11, 100
+TRAINED: dict[str, dict[str, Any]] = {
+    "lora": {
+        "dtype": "bfloat16",
+        "use_peft": True,
+        "lora_r": 8,
+        "lora_alpha": 16,
+        "lora_target_modules": ["q_proj", "v_proj"],
+        "save_steps": 0.05,
+    },
+    # a checkpoint of all weights and their optimiser is large
+    "full": {"dtype": "float32", "bf16": True, "save_steps": 0.1},
+}
 
 
 class Bench:
@@ -194,28 +82,30 @@ class Bench:
             "methods": {},
         }
 
-    def job(self, folder: str, *, steps: int | None = None, rate: float = 1.0, rows: int = ROWS, **more: Any) -> Job:
+    def job(
+        self, folder: str, *, steps: int | None = None, rate: float = 1.0, rows: int | None = None, **more: Any
+    ) -> Job:
         """The run's job in a folder of its own."""
         steps = steps or self.run.steps
         return job_from(
             model_name_or_path="smollm2-135m",
-            dtype="bfloat16",
-            dataset_name=str(data_file(self.run.mixture, rows, self.data, self.work)),
+            dataset_name=str(data_file(self.run.mixture, rows or self.run.rows, self.data, self.work)),
             test_fraction=0.0,
             output_dir=str(self.folder / folder),
-            use_peft=True,
-            lora_r=8,
-            lora_alpha=16,
-            lora_target_modules=["q_proj", "v_proj"],
             optim=self.run.optim,
             learning_rate=self.run.learning_rate * rate,
-            per_device_train_batch_size=BATCH,
+            per_device_train_batch_size=self.run.batch,
             max_steps=steps,
             seed=self.run.seed,
             disable_tqdm=True,
             draws=50,
-            **{"observe_pairs": ROWS, "observations": OBSERVATIONS, "save_steps": 0.05, "save_total_limit": None}
-            | more,
+            **{
+                "observe_pairs": OBSERVED,
+                "observations": OBSERVATIONS,
+                "save_total_limit": None,
+                **TRAINED[self.run.trained],
+                **more,
+            },
         )
 
     def train(self) -> None:
@@ -230,7 +120,7 @@ class Bench:
             "mean_loss": [round(observed.mean_loss(step), 4) for step in observed.steps],
             "losses": {str(step): rounded(observed.losses(step)) for step in {lazy, observed.steps[-1]} - {None}},
             "lazy_until": lazy,
-            "rows": self.run.steps * BATCH,
+            "rows": self.run.steps * self.run.batch,
             **seconds,
         }
         self.result["provenance"] = {"commit": commit(), **run.record["provenance"]}
@@ -257,7 +147,7 @@ class Bench:
         return run
 
     def measure_exactly(self) -> None:
-        """Margins of the trained adapters in float32, at the end of the lazy part and of the run.
+        """Margins of the trained model in float32, at the end of the lazy part and of the run.
 
         What a run in bfloat16 observes of itself is rounded: by a third of a nat for a pair, as much as it has learned
         by the end of the lazy part.
@@ -267,14 +157,9 @@ class Bench:
             return
         prepared = prepare(job_from(**{**self.job("real").explicit, "dtype": "float32"}))
         pairs = [prepared.pairs[index] for index in prepared.observed]
-        model = trained_model(prepared).eval()
         steps = sorted({0, lazy_step(observed), observed.steps[-1]} - {None})
-        scores = []
-        for step in steps:
-            if step:
-                set_peft_model_state_dict(model, load_peft_weights(str(folder.path / f"checkpoint-{step}")))
-            found = pair_scores(model, pairs)
-            scores.append((found.chosen - found.rejected).numpy())
+        found = [pair_scores(_model_at(prepared, folder, step), pairs) for step in steps]
+        scores = [(own.chosen - own.rejected).numpy() for own in found]
         pair_id = prepared.pairs.pair_id[prepared.observed]
         folder.write_arrays("exact_pairs", pair_id=pair_id, steps=np.array(steps), margins=np.stack(scores) - scores[0])
 
@@ -326,14 +211,14 @@ class Bench:
         forecast_prepared(prepared, Progress.silent())
         seconds = time.process_time() - start
         anchors = sorted(int(step) for step in run.record["forecast"]["anchors"])
-        rows = len(anchors) * method.pairs * BEHAVIOURS + pilot_steps * BATCH
+        rows = len(anchors) * method.pairs * BEHAVIOURS + pilot_steps * self.run.batch
         self.result["methods"][method.name] = {
             **method._asdict(),
             "anchors": anchors,
             "rows": rows,
-            "cost": round(rows / (self.run.steps * BATCH), 4),
+            "cost": round(rows / (self.run.steps * self.run.batch), 4),
             "seconds": round(seconds, 1),
-            "audit_rows_forward": BEHAVIOURS * ROWS,
+            "audit_rows_forward": BEHAVIOURS * self.run.rows,
         }
         for anchor in run.path.glob("features/step-*"):
             shutil.rmtree(anchor)
@@ -360,7 +245,7 @@ class Bench:
         run, seconds = self._really(job.run.path.name, job)
         self.result["methods"][method.name] = {
             **method._asdict(),
-            "rows": steps * BATCH,
+            "rows": steps * self.run.batch,
             "cost": round(steps / self.run.steps, 4),
             **seconds,
         }
@@ -406,6 +291,17 @@ class Bench:
         """Write the result."""
         (RESULTS / "fidelity").mkdir(parents=True, exist_ok=True)
         write(f"fidelity/{self.run.name}", {key: value for key, value in self.result.items() if key != "machine"})
+
+
+def _model_at(prepared: Prepared, folder: RunFolder, step: int) -> nn.Module:
+    """In the job's dtype, after a step that has a checkpoint."""
+    checkpoint = str(folder.path / f"checkpoint-{step}")
+    if prepared.job.trainable != "lora" and step:
+        return load_model(checkpoint, dtype=prepared.job.dtype()).model
+    model = trained_model(prepared).eval()
+    if step:
+        set_peft_model_state_dict(model, load_peft_weights(checkpoint))
+    return model
 
 
 def course(run: RunFolder, name: str) -> Course:

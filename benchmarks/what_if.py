@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
-from fidelity import behaviours_of, commit, data_file
+from fidelity import commit
 from fidelity_figures import intervals
+from fidelity_plan import behaviours_of, data_file
 from harness import machine, write
 from scipy.stats import t as t_distribution
 

@@ -7,20 +7,14 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from foretune.claims.claim import Estimate
+from foretune.statistics.bootstrap import DRAWS, Statistic, percentile_bootstrap
 
-DRAWS = 2000
 FloatArray = NDArray[np.float64]
-# a statistic of drawn behaviours: indices, shape (draws, n) → (draws,)
-Statistic = Callable[[NDArray[np.int64]], FloatArray]
 
 
 def bootstrap(statistic: Statistic, count: int, *, draws: int = DRAWS, seed: int = 0) -> Estimate:
     """A statistic of `count` behaviours with its interval; draws in which it is undefined are left out."""
-    value = float(statistic(np.arange(count)[None])[0])
-    drawn = statistic(np.random.default_rng(seed).integers(count, size=(draws, count)))
-    drawn = drawn[np.isfinite(drawn)]
-    low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
-    return Estimate(value, float(low), float(high))
+    return Estimate(*percentile_bootstrap(statistic, count, draws=draws, seed=seed))
 
 
 def mean(values: FloatArray) -> Estimate:

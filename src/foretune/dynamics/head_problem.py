@@ -29,6 +29,7 @@ PAIRS_AT_ONCE = 128
 LARGEST_STATES = 2**26
 # The trained weights under the name they have in the real model, so that weight decay treats them alike.
 WEIGHT = "lm_head.weight"
+SUMS = Convention()
 
 
 class HeadProblem(NamedTuple):
@@ -113,7 +114,7 @@ def head_problem(
     pairs: Sequence[EncodedPair],
     *,
     mass: float = 1.0,
-    convention: Convention = Convention(),  # noqa: B008
+    convention: Convention = SUMS,
 ) -> HeadProblem:
     """Prepare the problem, choosing the rows of W to train.
 

@@ -120,17 +120,10 @@ def _accuracies(content: Row) -> Figure:
         }
         for entry, tint in zip(content["methods"], tints, strict=True)
     ]
-    layout = {
-        "height": 460,
-        "margin": {"l": 56, "r": 12, "t": 12, "b": 120},
-        "xaxis": {"automargin": True, "tickangle": -40},
-        "yaxis": {"title": {"text": "reward accuracy"}, "automargin": True},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-    }
     return Figure(
         "accuracies",
         traces,
-        layout,
+        _layout({"tickangle": -40}, "reward accuracy", height=460, below=120),
         "Reward accuracy of each behaviour by method, the most distinguishable behaviour on the left.",
     )
 
@@ -154,16 +147,20 @@ def _dependence(content: Row) -> Figure:
                 "marker": {"color": tint, "size": 8},
             }
         )
-    layout = {
-        "height": 400,
-        "margin": {"l": 64, "r": 12, "t": 12, "b": 48},
-        "xaxis": {"title": {"text": "distinguishability"}, "automargin": True},
-        "yaxis": {"title": {"text": "final margin over the method's mean"}, "automargin": True},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-    }
     return Figure(
         "dependence",
         traces,
-        layout,
+        _layout({"title": {"text": "distinguishability"}}, "final margin over the method's mean", height=400, below=48),
         "Final mean margin of each behaviour, over the method's mean, against its distinguishability.",
     )
+
+
+def _layout(x: Row, y: str, *, height: int, below: int) -> Row:
+    """Of a figure with a legend above it."""
+    return {
+        "height": height,
+        "margin": {"l": 64, "r": 12, "t": 12, "b": below},
+        "xaxis": {"automargin": True, **x},
+        "yaxis": {"title": {"text": y}, "automargin": True},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+    }

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from foretune.statistics.bootstrap import Statistic, percentile_bootstrap
 from foretune.verification.compare import ALL, FloatArray, spearman
 
-DRAWS = 2000
 # What is averaged over seeds for each behaviour.
 COLUMNS = ("reward_accuracy", "output_accuracy", "margin", "chosen_displacement", "divergence")
 
@@ -101,11 +101,11 @@ def _figures(means: Mapping[str, FloatArray], strength: FloatArray) -> dict[str,
     known = np.isfinite(strength)
     return {
         **{
-            column: bootstrap(average(column), len(strength))
+            column: _interval(average(column), len(strength))
             for column in ("reward_accuracy", "output_accuracy", "chosen_displacement", "divergence")
         },
-        "gap": bootstrap(gap, len(strength)),
-        "dependence": bootstrap(
+        "gap": _interval(gap, len(strength)),
+        "dependence": _interval(
             lambda drawn: relative_slope(strength[known][drawn], means["margin"][known][drawn]), int(known.sum())
         ),
     }
@@ -122,15 +122,10 @@ def relative_slope(x: FloatArray, y: FloatArray) -> FloatArray:
         return (a * b).sum(-1) / (a**2).sum(-1)
 
 
-def bootstrap(statistic: Callable[[NDArray[np.int64]], FloatArray], count: int) -> dict[str, float]:
-    """A statistic of `count` behaviours (indices (draws, n) → (draws,)) with its 95 % interval; NaN below three."""
-    if count < 3:
-        return {"value": float("nan"), "low": float("nan"), "high": float("nan")}
-    value = float(statistic(np.arange(count)[None])[0])
-    drawn = statistic(np.random.default_rng(0).integers(count, size=(DRAWS, count)))
-    drawn = drawn[np.isfinite(drawn)]
-    low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (float("nan"), float("nan"))
-    return {"value": value, "low": float(low), "high": float(high)}
+def _interval(statistic: Statistic, count: int) -> dict[str, float]:
+    """Of `count` behaviours; NaN below three."""
+    found = percentile_bootstrap(statistic, count) if count >= 3 else (float("nan"),) * 3
+    return dict(zip(("value", "low", "high"), found, strict=True))
 
 
 def _forecast(runs: Sequence[MethodRun]) -> dict[str, float] | None:

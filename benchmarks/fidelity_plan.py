@@ -1,0 +1,153 @@
+"""The runs that forecasts are laid beside, what is tried on each, and the data they are trained on."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from foretune.data import load_preferences
+
+BEHAVIOURS, ROWS, BATCH = 12, 100, 24
+
+
+class Run(NamedTuple):
+    """A real run: LoRA, r = 8 and alpha = 16 on q and v, or all weights; TRL's defaults else."""
+
+    mixture: str
+    seed: int
+    optim: str = "adamw_torch"
+    learning_rate: float = 2e-4
+    steps: int = 120
+    trained: str = "lora"
+    batch: int = BATCH
+    rows: int = ROWS
+
+    @property
+    def name(self) -> str:
+        """Of its folder and its result."""
+        size = f"{self.steps}x{self.batch}-{self.rows}rows" if (self.batch, self.rows) != (BATCH, ROWS) else self.steps
+        return f"{self.mixture}-{self.trained}-{self.optim}-{self.learning_rate:g}-{size}-seed{self.seed}"
+
+
+class Forecast(NamedTuple):
+    """A way to forecast: where its features are taken, and of how many pairs of each behaviour."""
+
+    passes: int = 1
+    pilot: float = 0.0
+    pairs: int = 30
+    rank: int = 8
+
+    @property
+    def name(self) -> str:
+        """In results."""
+        parts = [
+            f"pilot {self.pilot:.0%}" if self.pilot else "twin",
+            f"{self.passes} passes" if self.passes > 1 else "",
+            f"{self.pairs} pairs",
+            f"rank {self.rank}" if self.rank != 8 else "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def folder(self) -> str:
+        """Below the run's."""
+        return self.name.replace(" ", "")
+
+
+class Shorter(NamedTuple):
+    """The rival: the same run with fewer steps, its schedule compressed, or with fewer rows."""
+
+    share: float = 1.0
+    rate_factor: float = 1.0
+    rows: int | None = None
+
+    @property
+    def name(self) -> str:
+        """In results."""
+        parts = [
+            f"{self.share:.0%} of the steps" if self.share < 1 else "all steps",
+            f"learning rate times {self.rate_factor:g}" if self.rate_factor != 1 else "",
+            f"{self.rows} rows" if self.rows else "",
+        ]
+        return "real run, " + ", ".join(part for part in parts if part)
+
+    @property
+    def folder(self) -> str:
+        """Below the run's."""
+        return "shorter" + self.name.replace(" ", "")
+
+
+FEW = [Forecast(), Forecast(pilot=0.1), Forecast(passes=5), Forecast(pilot=0.2), Forecast(pilot=0.05)]
+ALL = [Forecast(pairs=100), Forecast(pilot=0.1, pairs=100), Forecast(pilot=0.2, pairs=100)]
+PASSES = [Forecast(passes=5, pairs=100), *(Forecast(pilot=pilot, passes=5, pairs=100) for pilot in (0.1, 0.2))]
+MORE_PASSES = [Forecast(passes=10), Forecast(passes=10, pairs=100), Forecast(pilot=0.1, passes=5)]
+SHORTER = [Shorter(0.1), Shorter(0.2), Shorter(0.1, 5.0), Shorter(0.2, 5.0)]
+CHOICES = [
+    *(Forecast(rank=rank) for rank in (4, 8, 16)),
+    *(Forecast(pilot=0.1, rank=rank) for rank in (4, 8, 16)),
+    *(Forecast(pilot=pilot, pairs=pairs) for pairs in (100, 10) for pilot in (0.0, 0.1)),
+]
+Method = Forecast | Shorter
+
+
+# As many learning rates in sum as 120 steps of 2e-4, spread over more rows of more data.
+LONG = Run("test-0", 0, learning_rate=4.8e-5, steps=500, batch=12, rows=400)
+LONGER = Run("test-0", 0, learning_rate=1.2e-5, steps=2000, batch=12, rows=400)
+FULL = {"trained": "full", "learning_rate": 5e-6}
+
+
+def at_cost(run: Run, share: float) -> list[Method]:
+    """What this share of the run's rows buys: features, passes, or fewer steps at three rates."""
+    rows = round(share * run.steps * run.batch / BEHAVIOURS)
+    twins = [Forecast(passes, pairs=rows // passes) for passes in (1, 2, 5) if rows // passes <= run.rows]
+    return [*twins, *(Shorter(share, factor) for factor in (1.0, 5.0, 1 / share))]
+
+
+def plan() -> Iterator[tuple[Run, list[Method]]]:
+    """Runs and what is tried on them, in the order of their worth."""
+    yield Run("tuning-0", 0), [*FEW[:3]]
+    yield Run("test-0", 0), [*FEW, PASSES[0], *SHORTER, PASSES[2], *ALL]
+    yield Run("test-0", 1), [*FEW[:1], PASSES[0], *SHORTER]
+    yield LONGER, [*at_cost(LONGER, 0.05)]
+    yield Run("tuning-0", 0, **FULL), [FEW[0], FEW[1], FEW[3]]
+    yield Run("test-0", 0, **FULL), [FEW[0], FEW[1], FEW[3]]
+    yield LONG, [*at_cost(LONG, 0.1)]
+    yield Run("test-0", 2), [*FEW[:1], PASSES[0], *SHORTER]
+    for rate in (1e-4, 4e-4):
+        yield Run("test-0", 0, learning_rate=rate), [*FEW[:3], PASSES[0]]
+    yield Run("test-0", 0, optim="sgd", learning_rate=0.2), [*FEW[:3], PASSES[0]]
+    yield Run("tuning-0", 0), [*CHOICES, *PASSES, *MORE_PASSES]
+    for mixture, seed in (("test-1", 0), ("test-0", 0), ("test-0", 1), ("test-0", 2), ("test-1", 1), ("test-1", 2)):
+        yield Run(mixture, seed), [*FEW, *ALL, *PASSES, *SHORTER]
+    yield Run("test-0", 0), [*MORE_PASSES, Shorter(0.5), Shorter(rows=30)]
+
+
+def split_of(behaviour: str) -> str:
+    """Tuning or test, for ever."""
+    return "test" if _hash(behaviour) % 2 else "tuning"
+
+
+def _hash(name: str) -> int:
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16)
+
+
+def behaviours_of(mixture: str, data: Path) -> list[str]:
+    """The dozen behaviours of a mixture, `tuning-0` or `test-1`."""
+    half, number = mixture.split("-")
+    names = sorted((path.stem for path in (data / "persona").glob("*.jsonl")), key=_hash)
+    mine = [name for name in names if split_of(name) == half]
+    return mine[int(number) * BEHAVIOURS :][:BEHAVIOURS]
+
+
+def data_file(mixture: str, rows: int, data: Path, work: Path) -> Path:
+    """The mixture's rows, the same for every seed; those of fewer rows are among those of more."""
+    path = work / f"{mixture}-{rows}.jsonl"
+    if not path.exists():
+        names = behaviours_of(mixture, data)
+        found = load_preferences(
+            str(data / "persona"), behaviours=names, max_pairs_per_behaviour=rows, test_fraction=0.0
+        )
+        columns = ["prompt", "chosen", "rejected", "behaviour"]
+        path.write_text("".join(json.dumps(row) + "\n" for row in found.train.select_columns(columns)))
+    return path
