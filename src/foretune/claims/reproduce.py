@@ -85,7 +85,7 @@ def reproduce(
     progress = progress or Progress.silent()
     job = job or job_from(**{**DEFAULTS, **arguments})
     _check(job)
-    prepared = prepare(job)
+    prepared = prepare(job).audited
     run = audit_prepared(prepared, progress)
     text = partial(_dialogue, prepared, dialogue_dataset_name, progress, quick) if dialogue_dataset_name else None
     study = Study(prepared, progress, quick=quick, dialogue=text)
@@ -116,7 +116,7 @@ def _dialogue(prepared: Prepared, name: str, progress: Progress, quick: bool) ->
     others = ("behaviour_column", "behaviours", "dataset_config", "dataset_train_split", "dataset_test_split")
     said = {key: value for key, value in job.explicit.items() if key not in others}
     folder = str(job.run.path / "dialogue")
-    text = prepare(job_from(**{**said, "dataset_name": name, "output_dir": folder}), loaded=prepared.loaded)
+    text = prepare(job_from(**{**said, "dataset_name": name, "output_dir": folder}), loaded=prepared.loaded).audited
     audit_prepared(text, progress)
     return Study(text, progress, quick=quick)
 

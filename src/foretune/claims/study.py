@@ -14,10 +14,11 @@ from foretune.models.head import head_of
 from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of, versions
 from foretune.statistics.behaviours import yes_no_features
-from foretune.verbs.audit import answers_of, features_key, features_of
+from foretune.verbs.audit import features_key, features_of
 from foretune.verbs.prepare import Prepared
 from foretune.verbs.progress import Progress
 from foretune.verbs.real_run import training_key
+from foretune.verbs.stand_ins import answers_of
 
 FloatArray = NDArray[np.float64]
 # The paper's figures show these; its priority pair is the second list.

@@ -105,7 +105,10 @@ def actions(folder: RunFolder, verdicts: list[BehaviourVerdict]) -> list[Action]
 def _opening(folder: RunFolder, verdicts: list[BehaviourVerdict]) -> str:
     pairs = sum(item.num_pairs or 0 for item in verdicts)
     count = f"{len(verdicts)} behaviour{'s' if len(verdicts) != 1 else ''}"
-    data = f"{count} ({pairs:,} preference pairs)" if pairs else count
+    counts = (folder.record.get("data") or {}).get("counts") or []
+    kept = sum(row.get("kept", 0) for row in counts if row["split"] == "train")
+    audited = f", {pairs:,} of them audited" if pairs < kept else ""
+    data = f"{count} ({max(kept, pairs):,} preference pairs{audited})" if pairs else count
     if folder.observed:
         steps = max(row["step"] for row in folder.observed)
         return f"The model was trained on {data} for {steps} steps."

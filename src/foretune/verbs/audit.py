@@ -19,16 +19,17 @@ from foretune.statistics.behaviours import (
     YesNoFeatures,
     alignments,
     behaviour_rows,
-    numbered_answers,
     training_kernel,
 )
 from foretune.statistics.priority import equal_rate_mixture, initial_rates
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, prepare, template_hash, tokenizer_hash
 from foretune.verbs.progress import Progress
+from foretune.verbs.stand_ins import answers_of, stand_ins
 
 PREVIEW = 300
 SIDES = ("prompt", "chosen", "rejected")
+FIGURES = ("reference_chosen_logp", "reference_rejected_logp", "reference_margin", "alignment")
 
 
 def audit(job: Job | None = None, *, progress: Progress | None = None, **arguments: Any) -> RunFolder:
@@ -65,6 +66,8 @@ def audit_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     write_command(job)
     probes = processes.together(lambda: probe(prepared.loaded.model, prepared.pairs))[0]
     notes = [*prepared.data.info.notes, *probes.notes]
+    if prepared.sample is not None:
+        notes.append(f"{len(prepared.sample)} of {len(prepared.pairs)} pairs are audited; the others have stand-ins.")
     for note in notes:
         progress.say(note)
     features = features_of(prepared, progress, probes.packed)
@@ -76,14 +79,15 @@ def audit_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
 def _write_audit(
     prepared: Prepared, features: PairFeatures, probes: Probes, notes: list[str], watch: Stopwatch, progress: Progress
 ) -> None:
-    job, run = prepared.job, prepared.job.run
+    job, run, every = prepared.job, prepared.job.run, prepared
+    prepared = prepared.audited
     progress.say("statistics …")
     measured = measure(prepared, features)
     kernel = training_kernel(measured)
     behaviours = behaviour_rows(measured, kernel, draws=job.ours.draws, seed=job.training.seed)
     alignment, answers = alignments(measured), AnswerCounts()
     run.write_table("behaviours", behaviours)
-    run.write_table("pairs", _pair_rows(prepared, features, alignment, answers))
+    run.write_table("pairs", _pair_rows(every, features, alignment, answers))
     evidence = Evidence(behaviours, finding_columns(prepared, alignment), answers, prepared.counts, kernel)
     run.write_table("findings", [finding._asdict() for finding in find_all(evidence)])
     run.finish_stage(
@@ -91,7 +95,7 @@ def _write_audit(
         key=audit_key(prepared),
         seconds=watch.seconds,
         foretune_version=versions()["foretune"],
-        provenance=provenance_of(prepared),
+        provenance=provenance_of(every),
         data={**prepared.data.info.as_dict(), "counts": prepared.counts},
         audit={
             "answers": _answertexts_of(prepared),
@@ -114,7 +118,7 @@ def write_command(job: Job) -> None:
 def features_key(prepared: Prepared) -> str:
     """Everything the feature pass depends on."""
     dtype = str(prepared.loaded.model.dtype)
-    return sha256_of(prepared.weights_sha256, dtype, prepared.pairs_sha256, prepared.job.ours.sketch_dim)
+    return sha256_of(prepared.weights_sha256, dtype, prepared.audited.pairs_sha256, prepared.job.ours.sketch_dim)
 
 
 def audit_key(prepared: Prepared) -> str:
@@ -129,26 +133,26 @@ def store_of(prepared: Prepared) -> ShardStore:
 
 
 def features_of(prepared: Prepared, progress: Progress, packed: bool | None = None) -> PairFeatures:
-    """The features of all pairs; shards that are missing or damaged are computed.
+    """The features of all pairs that are audited; shards that are missing or damaged are computed.
 
     Args:
         prepared: the job.
         progress: where a bar is shown.
         packed: whether prompts can be computed once; None: as the audit found.
     """
-    store = store_of(prepared)
+    store, pairs = store_of(prepared), prepared.audited.pairs
     if packed is None:
         packed = bool(prepared.job.run.record["audit"]["probes"]["packed"])
-    with progress.bar("features", len(prepared.pairs)) as advance:
+    with progress.bar("features", len(pairs)) as advance:
         measure_pairs(
             prepared.loaded.model,
-            prepared.pairs,
+            pairs,
             store,
             sketch_dim=prepared.job.ours.sketch_dim,
             packed=packed,
             progress=advance,
         )
-    features = read_features(store, len(prepared.pairs))
+    features = read_features(store, len(pairs))
     if not np.isfinite(features.chosen_logp + features.rejected_logp).all():
         raise UserError(
             "the model gives log-probabilities that are not finite: try --dtype float32, or check its weights."
@@ -157,13 +161,18 @@ def features_of(prepared: Prepared, progress: Progress, packed: bool | None = No
 
 
 def reference_margins(prepared: Prepared, features: PairFeatures) -> np.ndarray:
-    """Chosen less rejected score of each pair under the reference, by the convention of the job's loss, shape (n,)."""
+    """Chosen less rejected score of each pair under the reference, by the convention of the job's loss, shape (n,).
+
+    A pair that was not audited has that of its stand-in.
+    """
     log_probs = np.stack([features.chosen_logp, features.rejected_logp])
-    return prepared.job.convention.margins(log_probs, prepared.lengths)
+    margins = prepared.job.convention.margins(log_probs, prepared.audited.lengths)
+    return margins if prepared.sample is None else margins[stand_ins(prepared, prepared.audited_places)]
 
 
 def measure(prepared: Prepared, features: PairFeatures) -> Measured:
-    """Features with each pair's preferred answer where its behaviour has two."""
+    """Features of the audited pairs with each one's preferred answer where its behaviour has two."""
+    prepared = prepared.audited
     answer, shared = answers_of(prepared)
     return Measured(
         prepared.behaviour_of,
@@ -177,26 +186,6 @@ def measure(prepared: Prepared, features: PairFeatures) -> Measured:
         YesNoFeatures(features.first_state, answer) if shared else features.sketch,
         prepared.pairs.pair_id,
     )
-
-
-def answers_of(prepared: Prepared) -> tuple[np.ndarray, bool]:
-    """Each pair's preferred answer (0, 1; −1: free text), and whether all behaviours share one pair of answers."""
-    pairs = prepared.pairs
-    answer, offered = np.full(len(pairs), -1), []
-    tokens = pairs.lengths[:, 1:].sum(1)
-    for behaviour in range(len(pairs.names)):
-        members = np.flatnonzero(pairs.behaviour == behaviour)
-        # pairs that offer the same two answers are equally long: no need to read those that are not
-        responses = (
-            ((tuple(pair.chosen_ids), tuple(pair.rejected_ids)) for pair in map(pairs.__getitem__, members))
-            if np.ptp(tokens[members]) == 0
-            else ()
-        )
-        numbered = numbered_answers(responses)
-        offered.append(numbered.options if numbered else None)
-        if numbered:
-            answer[members] = numbered.preferred
-    return answer, offered[0] is not None and all(options == offered[0] for options in offered)
 
 
 def _answertexts_of(prepared: Prepared) -> list[str] | None:
@@ -213,10 +202,15 @@ def _answertexts_of(prepared: Prepared) -> list[str] | None:
 def _pair_rows(
     prepared: Prepared, features: PairFeatures, alignment: np.ndarray, answers: AnswerCounts
 ) -> Iterator[dict[str, Any]]:
-    """Rows of pairs.parquet, one by one; the answers of the training pairs are counted on the way."""
-    pairs = prepared.pairs
+    """Rows of pairs.parquet, one by one; the answers of the training pairs are counted on the way.
+
+    Of a pair that was not audited its scores and alignment are unknown.
+    """
+    pairs, known = prepared.pairs, np.full((len(prepared.pairs), 4), np.nan)
+    margins = features.chosen_logp - features.rejected_logp
+    figures = np.stack([features.chosen_logp, features.rejected_logp, margins, alignment], 1)
+    known[prepared.audited_places] = figures
     for index, row in enumerate(texts_of(prepared)):
-        chosen, rejected = float(features.chosen_logp[index]), float(features.rejected_logp[index])
         behaviour, texts = pairs.names[pairs.behaviour[index]], {side: preview(row[side]) for side in SIDES}
         if pairs.is_train[index]:
             answers.add(behaviour, texts["chosen"], texts["rejected"])
@@ -227,12 +221,13 @@ def _pair_rows(
             **texts,
             **{f"{side}_tokens": int(pairs.lengths[index, place]) for place, side in enumerate(SIDES)},
             "truncated": bool(pairs.truncated[index]),
-            "reference_chosen_logp": chosen,
-            "reference_rejected_logp": rejected,
-            "reference_margin": chosen - rejected,
-            "alignment": float(alignment[index]) if np.isfinite(alignment[index]) else None,
+            **{name: _number(value) for name, value in zip(FIGURES, known[index], strict=True)},
             "weight": float(pairs.weight[index]),
         }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def texts_of(prepared: Prepared) -> Iterator[dict[str, Any]]:

@@ -43,15 +43,17 @@ def divergence(prepared: Prepared, model: torch.nn.Module) -> dict[str, dict[str
 
 def _divergences(prepared: Prepared, model: torch.nn.Module, members: np.ndarray) -> list[float]:
     """Of each of these pairs, the mean over its scored tokens."""
-    pairs, reference = prepared.pairs, read_states(store_of(prepared), prepared.pairs.num_states)
-    first = np.concatenate([[0], np.cumsum(pairs.num_states)])
+    pairs, audited = prepared.pairs, prepared.audited.pairs
+    reference = read_states(store_of(prepared), audited.num_states)
+    first, count = np.full(len(pairs), -1), pairs.num_states
+    first[prepared.audited_places] = np.cumsum(audited.num_states) - audited.num_states
     head, reference_head = head_of(model), head_of(prepared.loaded.model)
     forward, found = ForwardPass(model.eval(), packed=packed(prepared)), []
     for start in range(0, len(members), PAIRS_AT_ONCE):
         block = members[start : start + PAIRS_AT_ONCE]
         states = forward.states([pairs[int(index)] for index in block])
-        rows = np.concatenate([np.arange(first[index], first[index + 1]) for index in block])
+        rows = np.concatenate([first[index] + np.arange(count[index]) for index in block])
         other = torch.from_numpy(reference[rows]).to(states.device)
         values = divergence_of_states(head, states, reference_head, other).cpu()
-        found += [float(part.mean()) for part in values.split(pairs.num_states[block].tolist())]
+        found += [float(part.mean()) for part in values.split(count[block].tolist())]
     return found

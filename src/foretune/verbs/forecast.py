@@ -16,6 +16,7 @@ from foretune.dynamics.head_problem import head_problem
 from foretune.dynamics.linearised import Tangent
 from foretune.dynamics.relinearise import Relinearisation, affordable_interval
 from foretune.dynamics.simulated_run import MarginModel
+from foretune.errors import UserError
 from foretune.features.unembedding import read_states
 from foretune.models.head import head_of
 from foretune.objectives import Objective
@@ -36,7 +37,8 @@ from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, prepare
 from foretune.verbs.progress import Progress
 from foretune.verbs.real_run import pilot
-from foretune.verbs.twin import Lineariser, stand_ins
+from foretune.verbs.stand_ins import stand_ins
+from foretune.verbs.twin import Lineariser
 
 WHAT_IS_FORECAST = {
     "output_layer": "the output layer (unembedding), trained alone",
@@ -66,7 +68,7 @@ def forecast(job: "Job | DPOTrainer | None" = None, *, progress: Progress | None
         prepared = prepared_from_trainer(job, **arguments)
     else:
         job = job or job_from(**arguments)
-        job.objective()  # refuse before any work
+        job.objective(), _check_sample(job)  # refuse before any work
         prepared = prepare(job)
     return forecast_prepared(prepared, progress or Progress.silent())
 
@@ -74,6 +76,7 @@ def forecast(job: "Job | DPOTrainer | None" = None, *, progress: Progress | None
 def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     """The same with data and model in memory; does nothing where the run folder has this forecast already."""
     objective = prepared.job.objective()
+    _check_sample(prepared.job)
     run = audit_prepared(prepared, progress)
     watch, job = Stopwatch(), prepared.job
     key = forecast_key(prepared)
@@ -105,6 +108,14 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     for note in section["notes"]:
         progress.say(note)
     return run
+
+
+def _check_sample(job: Job) -> None:
+    if job.ours.audit_pairs and job.twin == "output_layer":
+        raise UserError(
+            f"--audit_pairs {job.ours.audit_pairs}: the forecast of the output layer is of every row, exactly; leave "
+            "it out, or take fewer rows with --max_pairs_per_behaviour."
+        )
 
 
 def simulated(

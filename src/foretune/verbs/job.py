@@ -90,6 +90,13 @@ class ForetuneArguments(SharedArguments):
             "rest of their behaviour."
         },
     )
+    audit_pairs: int | None = field(
+        default=None,
+        metadata={
+            "help": "Audit at most this many pairs of each behaviour and split, and forecast the run of all rows from "
+            "them (at least --observe_pairs and --twin_pairs are read). Default: all."
+        },
+    )
     factor_rank: int = field(
         default=4, metadata={"help": "Outer products kept of each pair's gradient in each adapted layer."}
     )

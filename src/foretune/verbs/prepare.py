@@ -30,6 +30,7 @@ class Prepared(NamedTuple):
         counts: the data's counts, completed by what encoding dropped and truncated.
         weights_sha256: hash of the reference weights, taken once: every stage's key depends on it.
         pairs_sha256: hash of the encoded pairs, taken once as well.
+        sample: the pairs that the audit reads; None: all.
     """
 
     job: Job
@@ -39,6 +40,28 @@ class Prepared(NamedTuple):
     counts: list[dict]
     weights_sha256: str
     pairs_sha256: str
+    sample: EncodedPairs | None = None
+
+    @property
+    def audited(self) -> "Prepared":
+        """The same with no other pairs than those that the audit reads."""
+        if self.sample is None:
+            return self
+        digest = sha256_of(self.pairs_sha256, len(self.sample))
+        return self._replace(pairs=self.sample, pairs_sha256=digest, sample=None)
+
+    @property
+    def audited_places(self) -> np.ndarray:
+        """Indices of the pairs that the audit reads."""
+        return np.flatnonzero(np.isin(self.pairs.pair_id, self.audited.pairs.pair_id))
+
+    def sampled(self) -> "Prepared":
+        """The same, its audit limited to `audit_pairs` of each behaviour and split, or what the forecast takes."""
+        ours = self.job.ours
+        if ours.audit_pairs is None:
+            return self
+        members = self.first_pairs(max(ours.audit_pairs, ours.observe_pairs, ours.twin_pairs))
+        return self._replace(sample=EncodedPairs(self.pairs[int(index)] for index in members))
 
     @property
     def behaviour_of(self) -> np.ndarray:
@@ -148,7 +171,7 @@ def prepare(job: Job, *, loaded: LoadedModel | None = None) -> Prepared:
             f"no training pair is left: the prompts of all {len(data.train)} rows fill the {limit}"
             " tokens there are; raise --max_length or use a model with a longer context."
         )
-    return Prepared(job, data, loaded, pairs, counts, weights_hash(loaded.model), pairs_hash(pairs))
+    return Prepared(job, data, loaded, pairs, counts, weights_hash(loaded.model), pairs_hash(pairs)).sampled()
 
 
 def discard(run: RunFolder) -> None:

@@ -78,14 +78,23 @@ def packed(prepared: Prepared) -> bool:
 def training_key(prepared: Prepared) -> str:
     """Everything the training run depends on."""
     settings = {name: value for name, value in prepared.job.explicit.items() if name not in IRRELEVANT}
-    return sha256_of(features_key(prepared), prepared.job.trainable, settings)
+    # whatever is audited, all rows are trained on
+    return sha256_of(features_key(prepared._replace(sample=None)), prepared.job.trainable, settings)
 
 
 # Arguments that change no number of a training run.
 IRRELEVANT = {
     *("output_dir", "report_to", "run_name", "disable_tqdm", "logging_steps", "resume_from_checkpoint"),
     *("draws", "sketch_dim", "forecast_alone", "alone_mass"),
-    *("twin", "twin_pairs", "factor_rank", "twin_coordinates", "relinearise_every", "relinearise_tolerance"),
+    *(
+        "audit_pairs",
+        "twin",
+        "twin_pairs",
+        "factor_rank",
+        "twin_coordinates",
+        "relinearise_every",
+        "relinearise_tolerance",
+    ),
     *("pilot_fraction", "forecast_at", "band_runs"),
 }
 

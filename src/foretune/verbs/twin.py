@@ -19,10 +19,11 @@ from foretune.models.load import load_model
 from foretune.records.provenance import sha256_of
 from foretune.scores.log_probs import pair_scores
 from foretune.training.build import lora_config, prepare_trainable
-from foretune.verbs.audit import answers_of, features_key, features_of, reference_margins
+from foretune.verbs.audit import features_key, features_of, reference_margins
 from foretune.verbs.forms import TangentForm, form_of
 from foretune.verbs.prepare import Prepared, load_reference
 from foretune.verbs.progress import Progress
+from foretune.verbs.stand_ins import stand_ins
 
 
 class Lineariser:
@@ -127,27 +128,6 @@ def trained_model(prepared: Prepared) -> torch.nn.Module:
 def measured_pairs(prepared: Prepared) -> NDArray[np.int64]:
     """The pairs that features are taken of: all observed ones, and `twin_pairs` training pairs of each behaviour."""
     return np.union1d(prepared.observed, prepared.first_pairs(prepared.job.ours.twin_pairs, split="train"))
-
-
-def stand_ins(
-    prepared: Prepared, measured: NDArray[np.int64], draw: np.random.Generator | None = None
-) -> NDArray[np.int64]:
-    """For each pair the place in `measured` of itself, or of one with its behaviour and preferred answer.
-
-    Those that stand for others take turns, or are drawn.
-    """
-    pairs, answer = prepared.pairs, answers_of(prepared)[0]
-    place = np.full(len(pairs), -1)
-    place[measured] = np.arange(len(measured))
-    groups = np.stack([pairs.behaviour, answer, pairs.is_train], 1)
-    for behaviour, preferred, is_train in np.unique(groups, axis=0):
-        members = np.flatnonzero((groups == (behaviour, preferred, is_train)).all(1))
-        missing, there = members[place[members] < 0], members[place[members] >= 0]
-        if not len(there):  # a rare answer of which nothing was measured
-            there = measured[pairs.behaviour[measured] == behaviour]
-        turn = np.arange(len(missing)) % len(there) if draw is None else draw.integers(len(there), size=len(missing))
-        place[missing] = np.searchsorted(measured, there[turn])
-    return place
 
 
 class _Some(Sequence[EncodedPair]):

@@ -76,7 +76,7 @@ class StoredTwin:
             )
         self.settings = {**settings, "output_dir": str(self.folder.path)}
         self.job = job_from(**self.settings)
-        self.pairs = {name: np.array(table[name].to_pylist()) for name in COLUMNS}
+        self.pairs = {name: table[name].to_numpy() for name in COLUMNS}
         device = self.job.device()
         self.anchors = Anchors(self.folder.path, {int(step): key for step, key in keys.items()}, device)
         self.base = SimulatedRun(arrays["steps"].tolist(), arrays["margins"], [], 0)
@@ -252,6 +252,11 @@ def _seen(twin: StoredTwin, asked: Convention, rows: np.ndarray) -> Seen:
             )
         factors = 1.0 / lengths[:, 0] if asked.per_token else lengths[:, 0].astype(float)
     offsets = np.zeros(len(rows)) if asked.reference else twin.reference_margins(asked)[rows]
+    if not np.isfinite(offsets).all():
+        raise UserError(
+            f"this loss takes {asked}: it needs the scores of every row, of which --audit_pairs left some out; make a "
+            "forecast without it."
+        )
     return Seen(factors, offsets)
 
 
