@@ -79,7 +79,7 @@ def job(data: Path, folder: Path, **more: Any) -> Job:
 
 
 def trained(data: Path, work: Path, steps: int) -> float:
-    """CPU seconds of so many real steps with what comes before and after them; the audit is there already."""
+    """CPU seconds of so many real steps, and of what comes before and after them, however many they are."""
     few = {"audit_pairs": 2, "observe_pairs": 2, "twin_pairs": 2, "observations": 2}
     prepared = prepare(job(data, work / f"real-{steps}", max_steps=steps, **few))
     start = time.process_time()

@@ -56,11 +56,20 @@ Exponents of seconds, with 95 % intervals ([the plan](many-machines.md) assumes 
 
 | fit | exponent | points |
 |---|---|---|"""
+COST = """\
+## What a forecast costs beside its run
+
+`foretune forecast --audit_pairs n --twin_pairs n --observe_pairs n` of one epoch of LoRA on {rows:,} rows of 20
+behaviours ({steps:,} steps of 16, {run_seconds:.0f} s): reading and encoding all rows, the sample's audit, its features
+from step 0, the simulation and its bands. CPU seconds of one thread, over those of the run.
+
+| n, of each behaviour | rows, of the run's | CPU s | of which reading | share of the run |
+|---|---|---|---|---|"""
 
 
 def main() -> None:
     """Write the page."""
-    parts = [OPENING, *features(), *training(), *gradients(), *memory(), *scaling()]
+    parts = [OPENING, *features(), *training(), *gradients(), *cost(), *memory(), *scaling()]
     PAGE.write_text("\n".join(parts) + "\n")
 
 
@@ -130,6 +139,19 @@ def gradients() -> Iterator[str]:
             peak = study["memory"]["ratio"] if "memory" in study else None
             memory = "–" if peak is None else f"{peak:.2f}" if peak <= 1.25 else f"**{peak:.2f}: missed (1.25)**"
             yield f"| {data}, {dtype} | {study.get('num_pairs', '–')} | {' | '.join(cells)} | {memory} |"
+    yield ""
+
+
+def cost() -> Iterator[str]:
+    """Forecasts from a sample."""
+    found = read("forecast_cost")
+    if found is None:
+        return
+    yield COST.format(**found)
+    for own in found["forecasts"]:
+        share = f"{own['share']:.1%}" if own["share"] <= 0.05 else f"**{own['share']:.1%}: missed (5 %)**"
+        rows = f"{own['rows_share']:.1%}"
+        yield f"| {own['pairs']} | {rows} | {own['seconds']:.0f} | {own['reading_seconds']:.0f} | {share} |"
     yield ""
 
 
