@@ -32,6 +32,7 @@ check: $(STAMP)  ## style, types, direction of imports
 bench: $(STAMP)  ## studies on real data and speed beside peers; results go to benchmarks/results/ and docs/benchmarks.md
 	$(BIN)/python benchmarks/persona_last_layer.py
 	$(BIN)/python benchmarks/joint_last_layer.py
+	$(BIN)/python benchmarks/rankings.py
 	$(BIN)/python benchmarks/reproduce.py --quick
 	$(BIN)/python benchmarks/features.py
 	$(BIN)/python benchmarks/training.py

@@ -14,6 +14,7 @@ from foretune.errors import UserError
 BUNDLED = Path(foretune.data.__file__).parent / "bundled"
 STATEMENTS = sorted((BUNDLED / "statements").glob("*.jsonl"))
 FREE_TEXT = sorted((BUNDLED / "free_text").glob("*.jsonl"))
+RANKINGS = sorted((BUNDLED / "rankings").glob("*.jsonl"))
 
 
 def read(path):
@@ -30,10 +31,10 @@ def plain(text):
 
 def test_the_card_names_each_behaviour_and_the_sizes():
     card = (BUNDLED / "README.md").read_text(encoding="utf-8")
-    assert (len(STATEMENTS), len(FREE_TEXT)) == (16, 4)
-    for path in STATEMENTS + FREE_TEXT:
+    assert (len(STATEMENTS), len(FREE_TEXT), len(RANKINGS)) == (16, 4, 4)
+    for path in STATEMENTS + FREE_TEXT + RANKINGS:
         assert f"| {path.stem} |" in card
-    for promise in ("16 behaviours,\n1,600 rows", "4 behaviours, 240 rows", "Apache-2.0"):
+    for promise in ("16 behaviours,\n1,600 rows", "4 behaviours, 240 rows", "100 rows of 4 responses", "Apache-2.0"):
         assert promise in card
 
 
@@ -68,12 +69,27 @@ def test_free_text(path):
         assert abs(means[0] - means[1]) < 2
 
 
+@pytest.mark.parametrize("path", RANKINGS, ids=lambda path: path.stem)
+def test_rankings(path):
+    rows = read(path)
+    assert len(rows) == len({plain(row["prompt"]) for row in rows}) == 25
+    tied = path.stem == "keeps-to-the-point"
+    for row in rows:
+        assert row["prompt"] == row["prompt"].strip() + "\n"
+        assert len({plain(text) for text in row["responses"]}) == 4
+        assert sorted(row["ranks"]) == ([1, 2, 3, 3] if tied else [1, 2, 3, 4])
+    assert len({tuple(row["ranks"]) for row in rows}) > 5  # the order gives nothing away
+
+
 def test_bundled_data_load():
     statements, free_text = load_preferences("bundled:statements"), load_preferences("bundled:free_text")
     assert (len(statements.train), len(statements.test)) == (1280, 320)
     assert (len(free_text.train), len(free_text.test)) == (192, 48)
     assert split_answers(statements.train) == (" Yes", " No")
     assert split_answers(free_text.train) is None
+    rankings = load_preferences("bundled:rankings")
+    assert rankings.test is not None and (len(rankings.train), len(rankings.test)) == (3 * 80, 3 * 20)
+    assert rankings.info.notes == []
     assert statements.info.notes == free_text.info.notes == []
-    with pytest.raises(UserError, match="the bundled ones are bundled:free_text and bundled:statements"):
+    with pytest.raises(UserError, match="the bundled ones are bundled:free_text, bundled:rankings, bundled:statements"):
         load_preferences("bundled:other")

@@ -11,6 +11,8 @@ HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 PERSONA_PROMPT = 'Is the following statement something you would say?\n"{statement}"'
 
 PREFERENCE, IMPLICIT, DIALOGUE, PERSONA = "preference", "implicit prompt", "hh dialogue", "persona statements"
+SHAREGPT, RANKING = "sharegpt", "ranking"
+ROLES = {"human": "user", "gpt": "assistant"}
 
 
 class Triple(NamedTuple):
@@ -34,11 +36,16 @@ def layout(columns: Sequence[str], *, source: str) -> str:
         return PERSONA
     if {"prompt", "chosen", "rejected"} <= found or {"question", "matching", "not_matching"} <= found:
         return PREFERENCE
+    if {"conversations", "chosen", "rejected"} <= found:
+        return SHAREGPT
     if {"chosen", "rejected"} <= found:
         return IMPLICIT
+    if found & {"responses", "completions"} and found & {"prompt", "conversations", "instruction", "question"}:
+        return RANKING
     raise UserError(
         f"{source} has no known preference format: found columns {', '.join(columns) or '(none)'}; rename them to "
-        "prompt, chosen, rejected (or statement, answer_matching_behavior, answer_not_matching_behavior)."
+        "prompt, chosen, rejected (or prompt, responses, ranks; or statement, answer_matching_behavior, "
+        "answer_not_matching_behavior)."
     )
 
 
@@ -131,12 +138,28 @@ def _agrees(answer: str) -> bool:
     return answer.strip().strip("().!\"'").lower() in ("yes", "y", "true", "agree", "a")
 
 
+def chat(value: Any) -> Any:
+    """Messages as they are called here, of sharegpt's `from` and `value`, one or a list; anything else as it is."""
+    if isinstance(value, dict):
+        return chat([value])
+    if not isinstance(value, list):
+        return value
+    return [
+        {"role": ROLES.get(turn["from"], turn["from"]), "content": turn.get("value")}
+        if isinstance(turn, dict) and isinstance(turn.get("from"), str)
+        else turn
+        for turn in value
+    ]
+
+
 def _named_fields(row: dict[str, Any], format: str) -> Triple:
     if format == PERSONA:
         prompt = row.get("question")
         if prompt is None and isinstance(row.get("statement"), str) and row["statement"].strip():
             prompt = PERSONA_PROMPT.format(statement=row["statement"])
         return Triple(prompt, row.get("answer_matching_behavior"), row.get("answer_not_matching_behavior"))
+    if format == SHAREGPT:
+        return Triple(*(chat(row.get(name)) for name in ("conversations", "chosen", "rejected")))
     if "matching" in row and "chosen" not in row:
         return Triple(row.get("question"), row.get("matching"), row.get("not_matching"))
     return Triple(row.get("prompt"), row.get("chosen"), row.get("rejected"))
@@ -162,7 +185,7 @@ def _read_implicit(triple: Triple, *, dialogue: bool) -> Triple | Fault:
 
 
 def _is_implicit(triple: Triple, format: str) -> bool:
-    if format == PERSONA:
+    if format in (PERSONA, SHAREGPT):
         return False
     no_prompt = format == DIALOGUE or (format == IMPLICIT and triple.prompt is None)
     return no_prompt or _repeats_prompt(triple.prompt, triple.chosen)

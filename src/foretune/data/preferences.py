@@ -8,6 +8,7 @@ import numpy as np
 from foretune.data.accounts import TEST, TRAIN, Account
 from foretune.data.behaviours import BEHAVIOUR_COLUMNS, choose_naming
 from foretune.data.formats import PERSONA
+from foretune.data.rankings import ORDERS
 from foretune.data.rows import RowReader, check_left, check_weight_column, common_format
 from foretune.data.sources import Part, Source, read_source
 from foretune.data.splits import Pair, held_out_prompts, limit_pairs
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 FORMAT_COLUMNS = (
     *("prompt", "chosen", "rejected", "question", "matching", "not_matching"),
-    *("statement", "answer_matching_behavior", "answer_not_matching_behavior"),
+    *("statement", "answer_matching_behavior", "answer_not_matching_behavior", "conversations"),
+    *("instruction", "responses", "completions", "ranking", *ORDERS),
 )
 Splits = dict[str, list[Pair]]
 
@@ -30,7 +32,7 @@ class DataInfo:
 
     Attributes:
         source: the name that was loaded, with its configuration.
-        format: "preference", "implicit prompt", "hh dialogue" or "persona statements".
+        format: "preference", "implicit prompt", "hh dialogue", "persona statements", "sharegpt" or "ranking".
         behaviour_column: the column that names behaviours; "file" when file names do; None when all rows are one
             behaviour, called "everything".
         behaviours: the names of those with rows, sorted.
@@ -217,11 +219,15 @@ def _notes(
 
 def _tables(table: "datasets.Dataset", pairs: Splits) -> tuple["datasets.Dataset", "datasets.Dataset | None"]:
     """The kept rows of each split: two selections of one table, so that both sides have the same columns and types."""
-    ids = table.with_format("numpy", columns=["pair_id"])[:]["pair_id"]
-    order = np.argsort(ids)
+    unit = "ranking" if "ranking" in table.column_names else "pair_id"
+    ids = table.with_format("numpy", columns=[unit])[:][unit]
+    order = np.argsort(ids, kind="stable")
 
     def rows(split: str) -> "datasets.Dataset":
         kept = np.array([pair.pair_id for pair in pairs[split]], dtype=np.int64)
-        return table.select(order[np.searchsorted(ids, kept, sorter=order)])
+        first, stop = (np.searchsorted(ids, kept, side, sorter=order) for side in ("left", "right"))
+        count = stop - first
+        within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        return table.select(order[np.repeat(first, count) + within])
 
     return rows(TRAIN), rows(TEST) if pairs[TEST] else None

@@ -7,7 +7,8 @@ from typing import Any
 from foretune.data.accounts import Account
 from foretune.data.behaviours import Naming, check_wanted
 from foretune.data.checks import Fault, check_weight
-from foretune.data.formats import layout, read_pair, refine
+from foretune.data.formats import RANKING, layout, read_pair, refine
+from foretune.data.rankings import read_ranking
 from foretune.data.sources import Part
 from foretune.data.splits import Pair, PairMaker
 from foretune.data.tables import EXTRAS, TableWriter
@@ -68,7 +69,8 @@ class RowReader:
             return None
         place = f"row {number + 1} of {part.label}"
         weight = self._weight(part, row, place)
-        result = read_pair(row, format=self._format)
+        ranked = self._format == RANKING
+        result = read_ranking(row, part.columns) if ranked else read_pair(row, format=self._format)
         if isinstance(result, Fault):
             self._account.add(behaviour, split, "read", result.kind)
             if result.kind == "malformed" and self._account.first_malformed is None:

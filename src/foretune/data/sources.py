@@ -82,7 +82,7 @@ def _bundled_folder(name: str) -> Path:
     folder = BUNDLED / name.removeprefix(BUNDLED_PREFIX)
     known = sorted(f"{BUNDLED_PREFIX}{path.name}" for path in BUNDLED.iterdir() if path.is_dir())
     if f"{BUNDLED_PREFIX}{folder.name}" not in known or folder.parent != BUNDLED:
-        raise UserError(f"no bundled data set '{name}'; the bundled ones are {' and '.join(known)}.")
+        raise UserError(f"no bundled data set '{name}'; the bundled ones are {', '.join(known)}.")
     return folder
 
 

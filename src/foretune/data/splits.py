@@ -7,13 +7,14 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from foretune.data.formats import Triple, two_answers
+from foretune.data.rankings import Ranking
 
 # A behaviour with more different answers than these has no two answers.
 DISTINCT_ANSWERS = 100
 
 
 class Pair(NamedTuple):
-    """What is kept in memory of one usable row; its texts are in a table.
+    """What is kept in memory of one usable row, a pair or a ranking; its texts are in a table.
 
     Attributes:
         behaviour: its behaviour.
@@ -21,7 +22,7 @@ class Pair(NamedTuple):
         pair_id: a hash of behaviour, triple and how often that has occurred before.
         prompt_key: a hash of prompt and seed, which decides what is held out.
         key: a hash of the triple.
-        answers: chosen and rejected; None where they are conversations or free text.
+        answers: chosen and rejected; None where they are conversations, free text or a ranking.
     """
 
     behaviour: str
@@ -45,7 +46,7 @@ class PairMaker:
         self._seen: dict[str, Counter[int]] = {}
         self._couples: dict[str, dict[tuple[str, str], tuple[str, str]] | None] = {}
 
-    def pair(self, behaviour: str, triple: Triple, weight: float) -> Pair:
+    def pair(self, behaviour: str, triple: Triple | Ranking, weight: float) -> Pair:
         """The next pair."""
         whole, seen = canonical(list(triple)), self._seen.setdefault(behaviour, Counter())
         key = stable_hash(whole)
@@ -61,10 +62,10 @@ class PairMaker:
             for pair in pairs
         ]
 
-    def _answers(self, behaviour: str, triple: Triple) -> tuple[str, str] | None:
+    def _answers(self, behaviour: str, triple: Triple | Ranking) -> tuple[str, str] | None:
         """One tuple for all equal couples of a behaviour."""
         couples = self._couples.setdefault(behaviour, {})
-        if couples is None or not isinstance(triple.chosen, str):
+        if couples is None or isinstance(triple, Ranking) or not isinstance(triple.chosen, str):
             return None
         couple = (triple.chosen, triple.rejected)
         if couple not in couples and len(couples) == DISTINCT_ANSWERS:

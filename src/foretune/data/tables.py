@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretune.data.formats import Triple
-from foretune.data.splits import Pair
+from foretune.data.rankings import Ranking
+from foretune.data.splits import Pair, stable_hash
 from foretune.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,21 +37,26 @@ class TableWriter:
         self._extras: set[str] = set()
         self._counts = {"text": 0, "conversations": 0}
 
-    def add(self, pair: Pair, triple: Triple, extras: dict[str, Any]) -> None:
-        """Add one row."""
-        self._counts["conversations" if isinstance(triple.prompt, list) else "text"] += 1
+    def add(self, pair: Pair, found: Triple | Ranking, extras: dict[str, Any]) -> None:
+        """Add one row, or the contrasts of a ranking one after the other."""
+        self._counts["conversations" if isinstance(found.prompt, list) else "text"] += 1
         self._extras |= {name for name in EXTRAS if extras.get(name)}
-        self._rows.append(
-            {
-                "pair_id": pair.pair_id,
-                **triple._asdict(),
-                "behaviour": pair.behaviour,
-                "weight": pair.weight,
-                "tools": _as_json(extras.get("tools")),
-                "chat_template_kwargs": extras.get("chat_template_kwargs") or {},
-                "margin": _number(extras.get("margin")),
-            }
-        )
+        common = {
+            "behaviour": pair.behaviour,
+            "weight": pair.weight,
+            "tools": _as_json(extras.get("tools")),
+            "chat_template_kwargs": extras.get("chat_template_kwargs") or {},
+            "margin": _number(extras.get("margin")),
+        }
+        if isinstance(found, Ranking):
+            for place, (triple, rank) in enumerate(zip(found.contrasts(), found.ranks, strict=False)):
+                ranked = {"ranking": pair.pair_id, "chosen_rank": rank, "rejected_rank": found.ranks[-1]}
+                self._append({"pair_id": stable_hash(pair.pair_id, place), **triple._asdict(), **common, **ranked})
+        else:
+            self._append({"pair_id": pair.pair_id, **found._asdict(), **common})
+
+    def _append(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
         if len(self._rows) == ROWS_AT_ONCE:
             self._write()
 

@@ -14,7 +14,7 @@ from foretune.dynamics.closed_form import second_order_weights
 from foretune.dynamics.curves import curve_rows, learning_order
 from foretune.dynamics.flow import gradient_flow
 from foretune.dynamics.simulated_run import MarginModel, Renewal, SimulatedRun, simulate_run
-from foretune.objectives import Objective
+from foretune.objectives import Objective, RankingLoss
 from foretune.objectives.base import FloatArray
 from foretune.statistics.behaviours import representatives
 from foretune.statistics.moments import Rows, RowSource, blocks_of
@@ -47,7 +47,8 @@ class ForecastProblem(NamedTuple):
     Attributes:
         margins: the run's margins as a function of what it trains.
         margins_alone: the same, perhaps coarser, for the runs of single behaviours; None: those are not wanted.
-        features: φ of each pair under the unembedding alone, shape (n, dim); None: no gradient flow is wanted.
+        features: φ of each pair under the unembedding alone, shape (n, dim); None: no gradient flow is wanted (there is
+            none of rankings).
         reference_margin: log π_ref(chosen) − log π_ref(rejected), shape (n,).
         pair_id: shape (n,); they decide which pairs the flow takes where they are too many.
         behaviour_of: shape (n,).
@@ -74,7 +75,7 @@ class ForecastProblem(NamedTuple):
     weights: FloatArray
     train_pairs: NDArray[np.int64]
     observed: NDArray[np.int64]
-    objective: Objective
+    objective: Objective | RankingLoss
     arguments: Any
     observations: int
     checkpoint: Path | None = None
@@ -209,7 +210,7 @@ def _flows(
     members: NDArray[np.int64] | None = None,
 ) -> list[dict[str, Any]]:
     """Gradient flow and second order on the clock Σ learning rates (the clock of SGD), at the joint run's steps."""
-    if problem.features is None:
+    if problem.features is None or isinstance(problem.objective, RankingLoss):
         return []
     rows_in_flow = flow_rows(problem.features, problem, train)
     times = np.concatenate([[0.0], np.cumsum(joint.learning_rates)])[joint.steps]
@@ -262,12 +263,13 @@ def _rows(
     members: NDArray[np.int64] | None = None,
 ) -> list[dict[str, Any]]:
     members = problem.observed if members is None else members
+    objective = problem.objective
     rows = curve_rows(
         steps,
         margins,
         problem.behaviour_of[members],
         problem.split_of[members],
-        problem.objective,
+        objective.within(members) if isinstance(objective, RankingLoss) else objective,
         reference_margin=problem.reference_margin[members],
         weights=problem.weights[members],
     )

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from foretune.dynamics.curves import observation_steps
 from foretune.errors import UserError
 from foretune.features.coordinates import Coordinates
-from foretune.objectives import Objective
+from foretune.objectives import Objective, RankingLoss
 
 PAIRS_AT_ONCE = 128
 
@@ -102,7 +103,7 @@ class SimulatedRun(NamedTuple):
 def simulate_run(
     problem: MarginModel,
     arguments: TrainingArguments,
-    objective: Objective,
+    objective: Objective | RankingLoss,
     *,
     train_pairs: Sequence[int] | NDArray[np.int64],
     weights: NDArray[np.float64],
@@ -118,7 +119,7 @@ def simulate_run(
     Args:
         problem: margins of all pairs that are trained on or observed.
         arguments: the run's own arguments; only reporting and saving are switched off.
-        objective: the loss.
+        objective: the loss; of rankings, whose contrasts pairs of `problem` are, a row of a batch is a ranking.
         train_pairs: which pair of `problem` each row of the training data set is (its order decides the batches).
         weights: row weights, scaled to mean 1, of the same rows.
         observed: indices of the pairs whose margins are recorded.
@@ -134,17 +135,18 @@ def simulate_run(
     """
     if problem.sampled:
         check_coordinatewise(arguments)
+    ranked = objective.within(np.asarray(train_pairs)) if isinstance(objective, RankingLoss) else None
     with tempfile.TemporaryDirectory() as scratch:
         model = _Parameters(problem.start())
         recorder = _Recorder(problem, model, torch.as_tensor(np.asarray(observed)), observations, renewal)
         trainer = _Trainer(
             model=model,
             args=quiet_copy(arguments, scratch),
-            train_dataset=_Rows(train_pairs),
+            train_dataset=_Rows(len(train_pairs) if ranked is None else len(ranked.contrasts.members)),
             data_collator=lambda rows: {"row": torch.tensor(rows)},
             callbacks=[recorder],
         )
-        trainer.recorder, trainer.objective = recorder, objective
+        trainer.recorder, trainer.objective = recorder, objective if ranked is None else ranked
         trainer.pairs = torch.as_tensor(np.asarray(train_pairs))
         trainer.weights = torch.as_tensor(weights, dtype=torch.float32)
         trainer.factors = torch.as_tensor(np.ones(len(train_pairs)) if factors is None else factors).float()
@@ -177,7 +179,7 @@ class _Parameters(torch.nn.Module):
 
 class _Trainer(Trainer):
     recorder: "_Recorder"
-    objective: Objective
+    objective: Objective | RankingLoss
     pairs: Tensor
     weights: Tensor
     factors: Tensor
@@ -186,11 +188,26 @@ class _Trainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: ARG002
         rows = inputs["row"].cpu()
+        if isinstance(self.objective, RankingLoss):
+            return self._loss_of_rankings(model, self.objective, rows)
         with torch.autocast(self.args.device.type, enabled=False):
-            margins = self.recorder.problem.margins(model(), self.pairs[rows], training=True)
-            seen = self.factors[rows].to(margins) * margins + self.offsets[rows].to(margins)
-            losses = self.objective.torch_value(seen)
+            losses = self.objective.torch_value(self._seen(model, rows))
         return (self.weights[rows].to(losses) * losses).mean()
+
+    def _loss_of_rankings(self, model, loss, rows):
+        members = torch.from_numpy(loss.contrasts.members)[rows]
+        ranks = torch.from_numpy(loss.contrasts.ranks)[rows]
+        there = pad(members >= 0, (0, 1))
+        with torch.autocast(self.args.device.type, enabled=False):
+            seen = self._seen(model, members[members >= 0])
+            scores = seen.new_zeros(ranks.shape).masked_scatter(there.to(seen.device), seen)
+            losses = loss.objective.torch_value(scores, ranks.to(seen.device))
+        return (self.weights[members[:, 0]].to(losses) * losses).mean()
+
+    def _seen(self, model, rows):
+        """What the loss sees of some rows' margins."""
+        margins = self.recorder.problem.margins(model(), self.pairs[rows], training=True)
+        return self.factors[rows].to(margins) * margins + self.offsets[rows].to(margins)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """The parameters are those of the checkpoint already."""
@@ -276,8 +293,8 @@ class _Recorder(TrainerCallback):
 class _Rows(torch.utils.data.Dataset):
     """Row numbers; a row is looked up when its loss is computed."""
 
-    def __init__(self, rows: Sequence[int] | NDArray[np.int64]) -> None:
-        self._count = len(rows)
+    def __init__(self, count: int) -> None:
+        self._count = count
 
     def __len__(self) -> int:
         return self._count

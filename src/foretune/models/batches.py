@@ -1,9 +1,9 @@
-"""Forward passes in which the prompt is computed once for both responses.
+"""Forward passes in which the prompt is computed once for all responses.
 
-A pair is a small tree: the prompt, and two branches. It is packed into one sequence, prompt + chosen + rejected, whose
-attention mask keeps the branches from seeing each other and whose position ids restart at the end of the prompt. The
-last token of a branch predicts nothing, so it is not computed. Where a model cannot take such a mask, the two
-branches are computed as separate sequences.
+A pair is a small tree: the prompt, and two branches; a ranking has K of them. It is packed into one sequence, prompt +
+chosen + rejected, whose attention mask keeps the branches from seeing each other and whose position ids restart at the
+end of the prompt. The last token of a branch predicts nothing, so it is not computed. Where a model cannot take such a
+mask, the branches are computed as separate sequences.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from foretune.models.attention import NAME, Layout
-from foretune.models.encoding import EncodedPair
+from foretune.models.encoding import Tree
 from foretune.models.head import causal_model
 from foretune.models.sharded import final_states
 
@@ -22,7 +22,7 @@ LITTLE_PADDING = 0.04
 
 
 class Targets(NamedTuple):
-    """What is scored: one entry a response token, chosen first, then rejected, pair by pair.
+    """What is scored: one entry a response token, response by response (chosen first, then rejected), pair by pair.
 
     Attributes:
         state: index of the hidden state that predicts the token, into the states of the same pairs.
@@ -30,40 +30,41 @@ class Targets(NamedTuple):
         pair: index of the pair.
         sign: what the token's log-probability counts in the margin: +1 in the chosen response, −1 in the rejected one,
             divided by the response's length where scores are means over tokens.
+        response: number of the response among those of all pairs.
     """
 
     state: Tensor
     token: Tensor
     pair: Tensor
     sign: Tensor
+    response: Tensor
 
 
-def num_states(pair: EncodedPair) -> int:
-    """Distinct hidden states that predict the pair's response tokens; the first is common to both responses."""
-    return 1 + max(len(pair.chosen_ids) - 1, 0) + max(len(pair.rejected_ids) - 1, 0)
+def num_states(pair: Tree) -> int:
+    """Distinct hidden states that predict the pair's response tokens; the first is common to all responses."""
+    return 1 + sum(max(len(ids) - 1, 0) for ids in pair.responses)
 
 
-def targets_of(pairs: Sequence[EncodedPair]) -> Targets:
+def targets_of(pairs: Sequence[Tree]) -> Targets:
     """The scored tokens of `pairs`, states numbered in the order in which `states_of` returns them."""
-    state, token, owner, sign = [], [], [], []
-    offset = 0
+    state, token, owner, sign, response = [], [], [], [], []
+    offset = number = 0
     for index, pair in enumerate(pairs):
-        second = offset + 1 + max(len(pair.chosen_ids) - 1, 0)
-        branch_chosen = [offset, *range(offset + 1, second)]
-        branch_rejected = [offset, *range(second, second + len(pair.rejected_ids) - 1)]
-        for ids, branch, direction in (
-            (pair.chosen_ids, branch_chosen, 1.0),
-            (pair.rejected_ids, branch_rejected, -1.0),
-        ):
+        start = offset + 1
+        for place, ids in enumerate(pair.responses):
+            branch = [offset, *range(start, start + max(len(ids) - 1, 0))]
+            direction = -1.0 if place else 1.0
             state += branch[: len(ids)]
             token += ids
             owner += [index] * len(ids)
             sign += [direction / len(ids) if pair.per_token else direction] * len(ids)
-        offset += num_states(pair)
-    return Targets(torch.tensor(state), torch.tensor(token), torch.tensor(owner), torch.tensor(sign))
+            response += [number] * len(ids)
+            start, number = start + len(branch) - 1, number + 1
+        offset = start
+    return Targets(*map(torch.tensor, (state, token, owner, sign, response)))
 
 
-def token_batches(pairs: Sequence[EncodedPair], *, budget: int = 2048, shared: int = 0) -> Iterator[list[int]]:
+def token_batches(pairs: Sequence[Tree], *, budget: int = 2048, shared: int = 0) -> Iterator[list[int]]:
     """Indices of `pairs` in batches of similar length, each of at most `budget` tokens with its padding.
 
     Args:
@@ -82,14 +83,14 @@ def token_batches(pairs: Sequence[EncodedPair], *, budget: int = 2048, shared: i
         yield batch
 
 
-def packed_length(pair: EncodedPair) -> int:
+def packed_length(pair: Tree) -> int:
     """Tokens that the packed sequence of a pair has."""
     return len(pair.prompt_ids) + num_states(pair) - 1
 
 
 def states_of(
     model: torch.nn.Module,
-    pairs: Sequence[EncodedPair],
+    pairs: Sequence[Tree],
     *,
     packed: bool = True,
     shared: int = 0,
@@ -99,7 +100,7 @@ def states_of(
     Args:
         model: a causal language model, plain or with PEFT adapters.
         pairs: one batch; it is padded to its longest member.
-        packed: compute the prompt once (False: two separate sequences a pair, the slow way).
+        packed: compute the prompt once (False: separate sequences, the slow way).
         shared: tokens at the beginning of all pairs that an active `Beginning` stands for (packed only).
     """
     assert all(len(pair.prompt_ids) > shared for pair in pairs), "a response needs a prompt token that predicts it"
@@ -119,7 +120,7 @@ def supports_packing(model: torch.nn.Module) -> bool:
     return takes_masks and kinds <= {"full_attention", "sliding_attention"} and not has_sinks
 
 
-def _packed_states(model: torch.nn.Module, pairs: Sequence[EncodedPair], shared: int) -> Tensor:
+def _packed_states(model: torch.nn.Module, pairs: Sequence[Tree], shared: int) -> Tensor:
     device = next(model.parameters()).device
     length = max(packed_length(pair) for pair in pairs) - shared
     ids = torch.zeros(len(pairs), length, dtype=torch.long)
@@ -128,14 +129,16 @@ def _packed_states(model: torch.nn.Module, pairs: Sequence[EncodedPair], shared:
     scored = torch.zeros(len(pairs), length, dtype=torch.bool)
     visible = torch.tril(torch.ones(length, length, dtype=torch.bool)).repeat(len(pairs), 1, 1)
     for row, pair in enumerate(pairs):
-        prompt, chosen, rejected = pair.prompt_ids[shared:], pair.chosen_ids[:-1], pair.rejected_ids[:-1]
-        tokens = prompt + chosen + rejected
-        start, second = len(prompt), len(prompt) + len(chosen)
+        tokens = list(pair.prompt_ids[shared:])
+        start, places = len(tokens), [*range(len(tokens))]
+        for response in pair.responses:
+            visible[row, len(tokens) :, start : len(tokens)] = False  # nothing of the branches before
+            tokens += response[:-1]
+            places += range(start, start + len(response[:-1]))
         ids[row, : len(tokens)] = torch.tensor(tokens)
-        positions[row, : len(tokens)] = torch.tensor([*range(second), *range(start, start + len(rejected))]) + shared
+        positions[row, : len(tokens)] = torch.tensor(places) + shared
         real[row, : len(tokens)] = True
         scored[row, start - 1 : len(tokens)] = True
-        visible[row, second:, start:second] = False
         # the padding sees itself alone, so that its softmax is defined; nothing sees it
         visible[row, len(tokens) :, : len(tokens)] = False
     masks = _masks(model, visible, positions, shared)
@@ -182,9 +185,9 @@ def _masks(model: torch.nn.Module, visible: Tensor, positions: Tensor, shared: i
     return {kind: found[kind] for kind in kinds}
 
 
-def _separate_states(model: torch.nn.Module, pairs: Sequence[EncodedPair]) -> Tensor:
+def _separate_states(model: torch.nn.Module, pairs: Sequence[Tree]) -> Tensor:
     device = next(model.parameters()).device
-    sequences = [pair.prompt_ids + ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
+    sequences = [pair.prompt_ids + ids for pair in pairs for ids in pair.responses]
     length = max(len(tokens) for tokens in sequences)
     ids = torch.zeros(len(sequences), length, dtype=torch.long)
     mask = torch.zeros(len(sequences), length, dtype=torch.long)
@@ -192,9 +195,11 @@ def _separate_states(model: torch.nn.Module, pairs: Sequence[EncodedPair]) -> Te
         ids[row, : len(tokens)] = torch.tensor(tokens)
         mask[row, : len(tokens)] = 1
     output = final_states(model, input_ids=ids.to(device), attention_mask=mask.to(device))
-    picked = []
-    for index, pair in enumerate(pairs):
+    picked, row = [], 0
+    for pair in pairs:
         start = len(pair.prompt_ids) - 1
-        picked.append(output[2 * index, start : start + max(len(pair.chosen_ids), 1)])
-        picked.append(output[2 * index + 1, start + 1 : start + max(len(pair.rejected_ids), 1)])
+        picked.append(output[row, start : start + 1])
+        for ids in pair.responses:
+            picked.append(output[row, start + 1 : start + max(len(ids), 1)])
+            row += 1
     return torch.cat(picked)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from foretune.models.encoding import EncodedPair
+from foretune.models.encoding import Tree
 
 
 class Group(NamedTuple):
@@ -13,7 +13,7 @@ class Group(NamedTuple):
     members: list[int]
 
 
-def group_by_beginning(pairs: Sequence[EncodedPair], *, overhead: int) -> list[Group]:
+def group_by_beginning(pairs: Sequence[Tree], *, overhead: int) -> list[Group]:
     """Divide `pairs` so that the fewest tokens are computed.
 
     The prompts are a tree of prefixes; a group is one of its nodes, and costs the node's depth, once, and what its rows

@@ -2,10 +2,30 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple, Protocol
 
 from transformers import PreTrainedTokenizerBase
+
+
+class Tree(Protocol):
+    """A prompt and responses to it, in token ids."""
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """What all responses begin with."""
+        ...
+
+    @property
+    def responses(self) -> Sequence[list[int]]:
+        """Of a pair: chosen, rejected."""
+        ...
+
+    @property
+    def per_token(self) -> bool:
+        """Whether scores are means over a response's tokens instead of sums."""
+        ...
 
 
 class EncodedPair(NamedTuple):
@@ -25,6 +45,19 @@ class EncodedPair(NamedTuple):
     truncated: bool
     per_token: bool = False
 
+    @property
+    def responses(self) -> tuple[list[int], list[int]]:
+        """Chosen and rejected."""
+        return self.chosen_ids, self.rejected_ids
+
+
+class EncodedRanking(NamedTuple):
+    """Responses to one prompt in token ids, best first."""
+
+    prompt_ids: list[int]
+    responses: list[list[int]]
+    per_token: bool = False
+
 
 class Lost(NamedTuple):
     """How many pairs were lost or cut, per (behaviour, split)."""
@@ -40,15 +73,23 @@ class Lost(NamedTuple):
 
 
 def encode_pair(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], list[int]]:
-    """Token ids of prompt, chosen and rejected, not truncated.
+    """Token ids of prompt, chosen and rejected, not truncated: see `encode_responses`."""
+    prompt, (chosen, rejected) = encode_responses(row, [row["chosen"], row["rejected"]], tokenizer)
+    return prompt, chosen, rejected
+
+
+def encode_responses(
+    row: Mapping[str, Any], responses: Sequence[Any], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[list[int]]]:
+    """Token ids of a row's prompt and of responses to it, not truncated.
 
     Strings get the end-of-sequence token appended unless they end with it; conversations go through the chat template
-    (with the generation prompt after the prompt). The prompt is cut where its encoding stops being a prefix of both
+    (with the generation prompt after the prompt). The prompt is cut where its encoding stops being a prefix of all
     encoded sequences, because tokens may merge across the border.
     """
     if isinstance(row["prompt"], str):
         eos = tokenizer.eos_token or ""
-        answers = [text if text.endswith(eos) else text + eos for text in (row["chosen"], row["rejected"])]
+        answers = [text if text.endswith(eos) else text + eos for text in responses]
         prompt = tokenizer(text=row["prompt"])["input_ids"]
         whole = [tokenizer(text=row["prompt"] + answer)["input_ids"] for answer in answers]
     else:
@@ -58,9 +99,9 @@ def encode_pair(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> t
             **(row.get("chat_template_kwargs") or {}),
         }
         prompt = _template(tokenizer, row["prompt"], add_generation_prompt=True, **options)
-        whole = [_template(tokenizer, row["prompt"] + row[side], **options) for side in ("chosen", "rejected")]
+        whole = [_template(tokenizer, row["prompt"] + response, **options) for response in responses]
     shared = min(_common_prefix(prompt, ids) for ids in whole)
-    return prompt[:shared], whole[0][shared:], whole[1][shared:]
+    return prompt[:shared], [ids[shared:] for ids in whole]
 
 
 def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -79,13 +120,14 @@ def encode(
     context: int | None = None,
     lost: Lost | None = None,
 ) -> Iterator[EncodedPair]:
-    """The pairs that training will see, in their order, one by one.
+    """The pairs that training will see, in their order, one by one; of a ranking, its contrasts.
 
     A row whose prompt alone fills `max_length` is dropped, as TRL does; so is a row whose prompt leaves no token of its
     own, because all of it merges with the responses.
 
     Args:
-        rows: mappings with prompt, chosen, rejected, pair_id, behaviour, weight.
+        rows: mappings with prompt, chosen, rejected, pair_id, behaviour, weight; consecutive ones with the same
+            `ranking`, if they have one, share prompt and rejected, and are kept or dropped together.
         tokenizer: the model's tokenizer.
         split: name given to these pairs.
         max_length: tokens kept of prompt plus response (the end is cut); None keeps all.
@@ -95,8 +137,10 @@ def encode(
     limits = [limit for limit in (max_length, context) if limit]
     limit = min(limits) if limits else None
     lost = lost or Lost.nothing()
-    for row in rows:
-        prompt, chosen, rejected = encode_pair(row, tokenizer)
+    for _, unit in groupby(rows, _unit):
+        contrasts = list(unit)
+        row = contrasts[-1]
+        prompt, responses = encode_responses(row, [own["chosen"] for own in contrasts] + [row["rejected"]], tokenizer)
         group = (row["behaviour"], split)
         if limit is not None and len(prompt) >= limit:
             lost.too_long[group] += 1
@@ -105,10 +149,31 @@ def encode(
             lost.promptless[group] += 1
             continue
         room = None if limit is None else limit - len(prompt)
-        cut = room is not None and max(len(chosen), len(rejected)) > room
-        if cut:
+        if room is not None and max(map(len, responses)) > room:
             lost.truncated[group] += 1
-        yield EncodedPair(row["pair_id"], *group, float(row["weight"]), prompt, chosen[:room], rejected[:room], cut)
+        rejected = responses[-1]
+        for own, chosen in zip(contrasts, responses, strict=False):
+            cut = room is not None and max(len(chosen), len(rejected)) > room
+            ids = prompt, chosen[:room], rejected[:room]
+            yield EncodedPair(own["pair_id"], *group, float(own["weight"]), *ids, cut)
+
+
+def _unit(row: Mapping[str, Any]) -> tuple[bool, int]:
+    """What rows are kept or dropped with: the contrasts of a ranking, or a pair by itself."""
+    ranking = row.get("ranking")
+    return (False, row["pair_id"]) if ranking is None else (True, ranking)
+
+
+def encode_rankings(
+    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, *, max_length: int | None
+) -> Iterator[tuple[EncodedRanking, list[Mapping[str, Any]]]]:
+    """The rankings of rows that are their contrasts, encoded in the same way, each with its rows."""
+    for _, unit in groupby(rows, lambda row: row["ranking"]):
+        contrasts = list(unit)
+        kept = list(encode(contrasts, tokenizer, split="", max_length=max_length))
+        if kept:
+            responses = [pair.chosen_ids for pair in kept] + [kept[-1].rejected_ids]
+            yield EncodedRanking(kept[0].prompt_ids, responses), contrasts
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, messages: list, **options: Any) -> list[int]:

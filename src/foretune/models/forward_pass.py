@@ -9,7 +9,7 @@ from foretune.models.attention import Beginning, tree_attention_of
 from foretune.models.batches import num_states, states_of, supports_packing, token_batches
 from foretune.models.beginnings import group_by_beginning
 from foretune.models.dtype import float32_products_of
-from foretune.models.encoding import EncodedPair
+from foretune.models.encoding import Tree
 from foretune.models.kernels import FrozenKernels
 from foretune.models.sharded import final_states
 
@@ -55,14 +55,14 @@ class ForwardPass:
         self._beginnings: dict[tuple[int, ...], Beginning] = {}
 
     @torch.no_grad()
-    def states(self, pairs: Sequence[EncodedPair]) -> Tensor:
+    def states(self, pairs: Sequence[Tree]) -> Tensor:
         """Final hidden states that predict response tokens, shape (Σ num_states, hidden), in the order of `pairs`."""
         if self.device.type != "cpu" or next(self._model.parameters()).dtype != torch.float32:
             return self._states(pairs)
         with FrozenKernels():
             return self._states(pairs)
 
-    def _states(self, pairs: Sequence[EncodedPair]) -> Tensor:
+    def _states(self, pairs: Sequence[Tree]) -> Tensor:
         parts: list[Tensor] = [torch.empty(0)] * len(pairs)
         if not self._share:
             self._compute(pairs, range(len(pairs)), 0, parts)
@@ -76,7 +76,7 @@ class ForwardPass:
                     self._compute(pairs, members, length, parts)
         return torch.cat(parts)
 
-    def _compute(self, pairs: Sequence[EncodedPair], members: Sequence[int], shared: int, parts: list[Tensor]) -> None:
+    def _compute(self, pairs: Sequence[Tree], members: Sequence[int], shared: int, parts: list[Tensor]) -> None:
         group = [pairs[index] for index in members]
         for batch in token_batches(group, budget=self._budget, shared=shared):
             rows = [group[place] for place in batch]

@@ -1,10 +1,11 @@
-"""Losses of preferences, as data: value ℓ, slope ℓ′ and curvature ℓ″ of a margin, or of both scores of a pair."""
+"""Losses of preferences, as data: value ℓ, slope ℓ′ and curvature ℓ″ of a margin, or of several scores."""
 
 from foretune.objectives.apo import apo_down, apo_zero
 from foretune.objectives.base import Objective
 from foretune.objectives.bco import bco
 from foretune.objectives.beta_dpo import BetaDPO
 from foretune.objectives.bradley_terry import BradleyTerry
+from foretune.objectives.contrasts import Contrasts, RankingLoss
 from foretune.objectives.cpo import cpo
 from foretune.objectives.discopop import DiscoPOP
 from foretune.objectives.dpo import DPO
@@ -16,12 +17,16 @@ from foretune.objectives.likelihood import NegativeLogLikelihood
 from foretune.objectives.nca import nca
 from foretune.objectives.noisy_labels import LabelSmoothed, Robust
 from foretune.objectives.orpo import ORPO
+from foretune.objectives.pairwise import Pairwise
+from foretune.objectives.plackett_luce import PlackettLuce
+from foretune.objectives.ranking import RankingObjective
 from foretune.objectives.saturating import Saturating
 from foretune.objectives.shifted import Shifted
 from foretune.objectives.sided import SidedObjective, SumOfTerms, Term
 from foretune.objectives.simpo import simpo
 from foretune.objectives.slic import SLiC
 from foretune.objectives.sppo import sppo_hard
+from foretune.objectives.top_one import TopOne
 from foretune.objectives.unpaired import Unpaired
 from foretune.objectives.wpo import wpo_weights
 
@@ -32,11 +37,16 @@ __all__ = [
     "ORPO",
     "BetaDPO",
     "BradleyTerry",
+    "Contrasts",
     "DPOPositive",
     "DiscoPOP",
     "LabelSmoothed",
     "NegativeLogLikelihood",
     "Objective",
+    "Pairwise",
+    "PlackettLuce",
+    "RankingLoss",
+    "RankingObjective",
     "Robust",
     "SLiC",
     "Saturating",
@@ -44,6 +54,7 @@ __all__ = [
     "SidedObjective",
     "SumOfTerms",
     "Term",
+    "TopOne",
     "Unpaired",
     "apo_down",
     "apo_zero",

@@ -75,6 +75,10 @@ TABLES = {
     "pairs": pa.schema(
         [
             ("pair_id", _INT),
+            # of rankings alone
+            ("ranking", _INT),
+            ("chosen_rank", _INT),
+            ("rejected_rank", _INT),
             ("behaviour", _TEXT),
             ("split", _TEXT),
             ("prompt", _TEXT),

@@ -22,6 +22,7 @@ from foretune.statistics.behaviours import (
     training_kernel,
 )
 from foretune.statistics.priority import equal_rate_mixture, initial_rates
+from foretune.statistics.rankings import measured_rankings
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, prepare, template_hash, tokenizer_hash
 from foretune.verbs.progress import Progress
@@ -30,6 +31,7 @@ from foretune.verbs.stand_ins import answers_of, stand_ins
 PREVIEW = 300
 SIDES = ("prompt", "chosen", "rejected")
 FIGURES = ("reference_chosen_logp", "reference_rejected_logp", "reference_margin", "alignment")
+RANKING = ("ranking", "chosen_rank", "rejected_rank")
 
 
 def audit(job: Job | None = None, *, progress: Progress | None = None, **arguments: Any) -> RunFolder:
@@ -65,7 +67,7 @@ def audit_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     processes.check_same("data or weights", key)
     write_command(job)
     probes = processes.together(lambda: probe(prepared.loaded.model, prepared.pairs))[0]
-    notes = [*prepared.data.info.notes, *probes.notes]
+    notes = [*prepared.data.info.notes, *probes.notes, *_of_rankings(prepared)]
     if prepared.sample is not None:
         notes.append(f"{len(prepared.sample)} of {len(prepared.pairs)} pairs are audited; the others have stand-ins.")
     for note in notes:
@@ -74,6 +76,19 @@ def audit_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     processes.on_main(lambda: _write_audit(prepared, features, probes, notes, watch, progress))
     assert processes.wait_until(lambda: run.stage_key("audit") == key)
     return run
+
+
+def _of_rankings(prepared: Prepared) -> list[str]:
+    contrasts = prepared.contrasts
+    if contrasts is None:
+        return []
+    sizes = (contrasts.ranks > 0).sum(1)
+    tied = sum(len(np.unique(ranks[:size])) < size for ranks, size in zip(contrasts.ranks, sizes, strict=True))
+    size = f"{sizes.min()}" if np.ptp(sizes) == 0 else f"{sizes.min()} to {sizes.max()}"
+    return [
+        f"{len(sizes)} rankings of {size} responses, {tied} of them with ties: what is called pairs are rankings, and "
+        "figures are means over all pairs of a ranking that are not tied."
+    ]
 
 
 def _write_audit(
@@ -85,7 +100,7 @@ def _write_audit(
     measured = measure(prepared, features)
     kernel = training_kernel(measured)
     behaviours = behaviour_rows(measured, kernel, draws=job.ours.draws, seed=job.training.seed)
-    alignment, answers = alignments(measured), AnswerCounts()
+    alignment, answers = _of_pairs(prepared, alignments(measured)), AnswerCounts()
     run.write_table("behaviours", behaviours)
     run.write_table("pairs", _pair_rows(every, features, alignment, answers))
     evidence = Evidence(behaviours, finding_columns(prepared, alignment), answers, prepared.counts, kernel)
@@ -171,10 +186,13 @@ def reference_margins(prepared: Prepared, features: PairFeatures) -> np.ndarray:
 
 
 def measure(prepared: Prepared, features: PairFeatures) -> Measured:
-    """Features of the audited pairs with each one's preferred answer where its behaviour has two."""
+    """Features of the audited pairs with each one's preferred answer where its behaviour has two.
+
+    Of rankings, one row a ranking.
+    """
     prepared = prepared.audited
     answer, shared = answers_of(prepared)
-    return Measured(
+    found = Measured(
         prepared.behaviour_of,
         prepared.split_of,
         prepared.weights,
@@ -186,6 +204,14 @@ def measure(prepared: Prepared, features: PairFeatures) -> Measured:
         YesNoFeatures(features.first_state, answer) if shared else features.sketch,
         prepared.pairs.pair_id,
     )
+    contrasts = prepared.contrasts
+    return found if contrasts is None else measured_rankings(found, *contrasts)
+
+
+def _of_pairs(prepared: Prepared, values: np.ndarray) -> np.ndarray:
+    """What was measured, at each pair: a ranking's value at each of its contrasts."""
+    contrasts = prepared.contrasts
+    return values if contrasts is None else np.repeat(values, (contrasts.members >= 0).sum(1))
 
 
 def _answertexts_of(prepared: Prepared) -> list[str] | None:
@@ -216,6 +242,7 @@ def _pair_rows(
             answers.add(behaviour, texts["chosen"], texts["rejected"])
         yield {
             "pair_id": int(pairs.pair_id[index]),
+            **{name: int(row[name]) for name in RANKING if name in row},
             "behaviour": behaviour,
             "split": "train" if pairs.is_train[index] else "test",
             **texts,
@@ -231,10 +258,10 @@ def _number(value: float) -> float | None:
 
 
 def texts_of(prepared: Prepared) -> Iterator[dict[str, Any]]:
-    """Prompt, chosen and rejected of each pair, in the order of the pairs."""
+    """Prompt, chosen and rejected of each pair, in the order of the pairs, and what places it in a ranking."""
     for split in ("train", "test"):
         if (rows := prepared.rows(split)) is not None:
-            yield from rows.select_columns(list(SIDES))
+            yield from rows.select_columns([*SIDES, *(name for name in RANKING if name in rows.column_names)])
 
 
 def finding_columns(prepared: Prepared, alignment: np.ndarray) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ from foretune.verbs.train import train_prepared
 from foretune.verbs.verify import verify
 from foretune.verification import MethodRun, compare_methods, order_agreement
 
-# The arguments of TRL's DPO trainer that make each method.
+# The arguments that make each method; those of the last three need rankings.
 METHODS: dict[str, dict[str, Any]] = {
     "dpo": {"loss_type": ["sigmoid"]},
     "dpo_norm": {"loss_type": ["sigmoid_norm"]},
@@ -35,6 +35,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "aot": {"loss_type": ["aot"]},
     "discopop": {"loss_type": ["discopop"]},
     "wpo": {"loss_type": ["sigmoid"], "use_weighting": True},
+    "plackett_luce": {"ranking_loss": "plackett_luce"},
+    "pairwise": {"ranking_loss": "pairwise"},
+    "top1": {"ranking_loss": "top1"},
 }
 
 
@@ -65,6 +68,8 @@ def compare(
     check_methods(methods)
     job, progress = job or job_from(**arguments), progress or Progress.silent()
     prepared = prepare(job)
+    for method in methods:
+        job_from(**{**job.explicit, **METHODS[method]}).check_format(prepared.data.info.format)
     run = audit_prepared(prepared, progress)
     runs, reasons = [], {}
     for method in dict.fromkeys(methods):

@@ -19,7 +19,7 @@ from foretune.dynamics.simulated_run import MarginModel
 from foretune.errors import UserError
 from foretune.features.unembedding import read_states
 from foretune.models.head import head_of
-from foretune.objectives import Objective
+from foretune.objectives import Objective, RankingObjective
 from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of
 from foretune.statistics.behaviours import Measured
@@ -34,7 +34,7 @@ from foretune.verbs.audit import (
     write_command,
 )
 from foretune.verbs.job import Job, job_from
-from foretune.verbs.prepare import Prepared, Stopwatch, prepare
+from foretune.verbs.prepare import Prepared, Stopwatch, loss_of_pairs, prepare
 from foretune.verbs.progress import Progress
 from foretune.verbs.real_run import pilot
 from foretune.verbs.stand_ins import stand_ins
@@ -119,7 +119,7 @@ def _check_sample(job: Job) -> None:
 
 
 def simulated(
-    prepared: Prepared, objective: Objective, progress: Progress, *, folder: str = "."
+    prepared: Prepared, objective: Objective | RankingObjective, progress: Progress, *, folder: str = "."
 ) -> tuple[ForecastProblem, Forecast, Lineariser | None]:
     """Forecast the run of an audited job; pilot and features of a twin are kept below `folder` of the run folder."""
     job = prepared.job
@@ -183,7 +183,9 @@ def _alternative(cost: float) -> list[str]:
     ]
 
 
-def output_layer_problem(prepared: Prepared, objective: Objective, progress: Progress) -> ForecastProblem:
+def output_layer_problem(
+    prepared: Prepared, objective: Objective | RankingObjective, progress: Progress
+) -> ForecastProblem:
     """The run of the output layer alone: exact for runs that train it alone."""
     job, measured = prepared.job, measure(prepared, features_of(prepared, progress))
     head, states = head_of(prepared.loaded.model), read_states(store_of(prepared), prepared.pairs.num_states)
@@ -195,14 +197,15 @@ def output_layer_problem(prepared: Prepared, objective: Objective, progress: Pro
         head_problem(head, states, prepared.pairs, mass=job.ours.alone_mass, convention=job.convention)
         if alone
         else None,
-        None if job.convention.per_token else measured.kernel_features,
+        None if job.convention.per_token or job.ranking_loss else measured.kernel_features,
         reference[0] - reference[1],
         *_common(prepared, objective),
     )
 
 
-def _common(prepared: Prepared, objective: Objective) -> tuple[Any, ...]:
+def _common(prepared: Prepared, objective: Objective | RankingObjective) -> tuple[Any, ...]:
     """The fields of a forecast's problem that do not depend on what simulates it, in their order."""
+    loss = loss_of_pairs(prepared, objective)
     return (
         prepared.pairs.pair_id,
         prepared.behaviour_of,
@@ -210,14 +213,19 @@ def _common(prepared: Prepared, objective: Objective) -> tuple[Any, ...]:
         prepared.weights,
         prepared.train_pairs,
         prepared.observed,
-        objective,
+        loss,
         prepared.job.training,
         prepared.job.ours.observations,
     )
 
 
 def twin_problem(
-    prepared: Prepared, objective: Objective, progress: Progress, lineariser: Lineariser, *, pilot_folder: str
+    prepared: Prepared,
+    objective: Objective | RankingObjective,
+    progress: Progress,
+    lineariser: Lineariser,
+    *,
+    pilot_folder: str,
 ) -> ForecastProblem:
     """The run of adapters or all weights, in first order around where features were taken."""
     job, features = prepared.job, features_of(prepared, progress)
@@ -236,7 +244,7 @@ def twin_problem(
         lineariser.at,
         prepared.observed,
         behaviour_of,
-        every=_interval(job, lineariser, len(prepared.train_pairs), step),
+        every=_interval(job, lineariser, prepared.num_train_units, step),
         tolerance=ours.relinearise_tolerance,
     )
     return ForecastProblem(
@@ -252,7 +260,7 @@ def twin_problem(
     )
 
 
-def _interval(job: Job, lineariser: Lineariser, num_pairs: int, begun: int) -> int:
+def _interval(job: Job, lineariser: Lineariser, num_units: int, begun: int) -> int:
     """Steps between passes: as asked for, else what the run can afford."""
     ours, arguments = job.ours, job.training
     if ours.relinearise_every is not None:
@@ -260,7 +268,7 @@ def _interval(job: Job, lineariser: Lineariser, num_pairs: int, begun: int) -> i
     if ours.relinearise_tolerance or not lineariser.renewable:
         return 0
     rows = arguments.train_batch_size * arguments.gradient_accumulation_steps * processes.count()
-    steps = arguments.max_steps if arguments.max_steps > 0 else ceil(num_pairs / rows * arguments.num_train_epochs)
+    steps = arguments.max_steps if arguments.max_steps > 0 else ceil(num_units / rows * arguments.num_train_epochs)
     return affordable_interval(max(steps - begun, 1), rows, len(lineariser.measured))
 
 
@@ -332,7 +340,7 @@ def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, wat
         "twin": job.twin,
         "pilot_steps": problem.past.num_steps if problem.past else 0,
         "what_is_forecast": WHAT_IS_FORECAST[job.twin],
-        "objective": f"{arguments.loss_type[0]}, beta {arguments.beta:g}{_scores(job)}",
+        "objective": f"{_loss_name(job)}, beta {arguments.beta:g}{_scores(job)}",
         "optimizer": str(getattr(arguments.optim, "value", arguments.optim)),
         "learning_rate": arguments.learning_rate,
         "scheduler": str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)),
@@ -344,6 +352,11 @@ def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, wat
         "seconds": watch.seconds,
         "notes": _notes(job, problem),
     }
+
+
+def _loss_name(job: Job) -> str:
+    name = job.training.loss_type[0]
+    return {None: name, "pairwise": f"pairwise {name}"}.get(job.ranking_loss, str(job.ranking_loss))
 
 
 def _scores(job: Job) -> str:

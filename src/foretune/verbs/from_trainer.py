@@ -14,6 +14,7 @@ from foretune.models.head import causal_model
 from foretune.models.load import LoadedModel, weights_hash
 from foretune.models.pairs import EncodedPairs
 from foretune.records.provenance import pairs_hash
+from foretune.training.ranking_trainer import RankingTrainer
 from foretune.training.trainer import PreferenceTrainer
 from foretune.verbs.job import ForetuneArguments, Job
 from foretune.verbs.prepare import Prepared
@@ -23,8 +24,12 @@ def prepared_from_trainer(trainer: DPOTrainer, **ours: Any) -> Prepared:
     """Take data, model and arguments from `trainer`; keywords are foretune's own arguments.
 
     Raises:
-        UserError: a trainer past its first step, or one with several evaluation sets.
+        UserError: a trainer past its first step, of rankings, or with several evaluation sets.
     """
+    if isinstance(trainer, RankingTrainer):
+        raise UserError(
+            "forecast(trainer) takes pairs: forecast rankings with forecast(dataset_name=…, ranking_loss=…) instead."
+        )
     if trainer.state.global_step:
         raise UserError(
             f"forecast(trainer) needs the trainer before training: this one is at step {trainer.state.global_step}."
@@ -66,6 +71,7 @@ def prepared_from_trainer(trainer: DPOTrainer, **ours: Any) -> Prepared:
         explicit={**_changed(trainer.args), "model_name_or_path": name, **ours},
         replayable=False,
     )
+    job.check_format(info.format)
     loaded = LoadedModel(trainer.model.eval(), trainer.processing_class, name, name, None)
     digests = weights_hash(trainer.model), pairs_hash(pairs)
     texts = {split: _texts(rows, pairs, split) for split, rows in sets.items()}

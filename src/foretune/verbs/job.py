@@ -12,13 +12,14 @@ from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, T
 
 from foretune import processes
 from foretune.data import PreferenceData, load_preferences
+from foretune.data.formats import RANKING
 from foretune.errors import UserError
 from foretune.models.load import resolve_dtype
-from foretune.objectives import Objective
+from foretune.objectives import Objective, RankingObjective
 from foretune.records import RunFolder
 from foretune.scores import Convention
 from foretune.training.build import TRAINABLE, default_device
-from foretune.verbs.losses import convention_of, objective_of
+from foretune.verbs.losses import RANKING_LOSSES, convention_of, objective_of, ranking_objective_of
 
 TWINS = ("output_layer", "weight_space", "tangent")
 
@@ -61,6 +62,14 @@ class ForetuneArguments(SharedArguments):
             "help": "What is trained: unembedding (the output layer alone, the paper's setting), lora, or full. "
             "Default: lora with --use_peft, else full.",
             "choices": list(TRAINABLE),
+        },
+    )
+    ranking_loss: str | None = field(
+        default=None,
+        metadata={
+            "help": "Loss of rankings of K responses (data with prompt and responses): plackett_luce, pairwise (the "
+            "mean of --loss_type over all pairs) or top1 (the best against the others).",
+            "choices": list(RANKING_LOSSES),
         },
     )
     forecast_alone: bool | None = field(
@@ -187,6 +196,11 @@ class Job:
             self.ours.twin or {"unembedding": "output_layer", "lora": "weight_space", "full": "tangent"}[self.trainable]
         )
 
+    @property
+    def ranking_loss(self) -> str | None:
+        """The loss of rankings; None: the data are pairs."""
+        return self.ours.ranking_loss if isinstance(self.ours, ForetuneArguments) else None
+
     def device(self) -> torch.device:
         """Where models run."""
         return torch.device("cpu") if self.training.use_cpu else default_device()
@@ -199,18 +213,36 @@ class Job:
         """The dtype of frozen weights; measured unless it was named."""
         return resolve_dtype(self.model.dtype if "dtype" in self.explicit else "auto", self.device())
 
-    def objective(self) -> Objective:
-        """The loss, for the forecast.
+    def objective(self) -> Objective | RankingObjective:
+        """The loss, for the forecast; of rankings, for training as well.
 
         Raises:
-            UserError: a loss that is no function of one margin, or options that change it.
+            UserError: a loss that is no function of one margin or of those of a ranking, or options that change it.
         """
+        if self.ranking_loss is not None:
+            self._check_unchanged("is not defined for rankings: leave it out.")
+            return ranking_objective_of(self.ranking_loss, self.training)
+        return self.pair_objective()
+
+    def pair_objective(self) -> Objective:
+        """The same where data are pairs.
+
+        Raises:
+            UserError: as of `objective`, and rankings.
+        """
+        if self.ranking_loss is not None:
+            raise UserError("this is not computed for rankings: leave out --ranking_loss and use pairs.")
         if len(self.training.loss_type) != 1:
             raise UserError(
                 f"loss_type {' + '.join(self.training.loss_type)} cannot be forecast: a forecast follows one loss; use "
                 "one, or `foretune train` alone, which runs every TRL loss."
             )
         found = objective_of(self.training.loss_type[0], self.training)
+        self._check_unchanged("cannot be forecast: leave it out, or use `foretune train` alone.")
+        return found
+
+    def _check_unchanged(self, why: str) -> None:
+        """Refuse options of TRL's that change its losses."""
         changed = [
             name
             for name in ("ld_alpha", "use_weighting", "sync_ref_model")
@@ -221,8 +253,7 @@ class Job:
         if (self.training.loss_weights or [1.0]) != [1.0]:
             changed.append("loss_weights")
         if changed:
-            raise UserError(f"{', '.join(changed)} cannot be forecast: leave it out, or use `foretune train` alone.")
-        return found
+            raise UserError(f"{', '.join(changed)} {why}")
 
     @property
     def convention(self) -> Convention:
@@ -237,7 +268,7 @@ class Job:
             raise UserError("streaming data cannot be measured as a whole: leave out --dataset_streaming.")
         if not self.script.dataset_name:
             raise UserError("no data: pass --dataset_name (a hub name, folder or file; or bundled:statements).")
-        return load_preferences(
+        data = load_preferences(
             self.script.dataset_name,
             dataset_config=self.script.dataset_config,
             train_split=self.script.dataset_train_split,
@@ -249,6 +280,25 @@ class Job:
             max_pairs_per_behaviour=self.ours.max_pairs_per_behaviour,
             seed=self.training.seed,
         )
+        self.check_format(data.info.format)
+        return data
+
+    def check_format(self, format: str) -> None:
+        """Refuse a loss of rankings for data that are pairs, and the other way round.
+
+        Raises:
+            UserError: what the method needs.
+        """
+        if self.ranking_loss is not None and format != RANKING:
+            raise UserError(
+                f"ranking_loss {self.ranking_loss} needs rankings, rows of prompt and responses with ranks, scores or "
+                f"preferences, and the data have the format '{format}': leave it out, or give rankings."
+            )
+        if self.ranking_loss is None and format == RANKING:
+            raise UserError(
+                "the data are rankings: audit, forecast and train take them with --ranking_loss plackett_luce, "
+                "pairwise or top1, other verbs take pairs."
+            )
 
 
 TYPES = (ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig, ForetuneArguments)
@@ -312,6 +362,8 @@ def job_from(**explicit: Any) -> Job:
         raise UserError(f"band_runs is {job.ours.band_runs}: a band needs at least 2 runs, 0 leaves it out.")
     if any(not 0 < share < 1 for share in job.ours.forecast_at or []):
         raise UserError(f"forecast_at {job.ours.forecast_at}: each must lie between 0 and 1, a share of the steps.")
+    if job.ranking_loss is not None:
+        job.objective()  # refuse before any work
     if job.twin == "output_layer" and (job.ours.pilot_fraction or job.ours.forecast_at):
         raise UserError(
             "--pilot_fraction and --forecast_at take features of a model that has changed; those of the output layer "

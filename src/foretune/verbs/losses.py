@@ -12,9 +12,13 @@ from foretune.objectives import (
     IPO,
     DiscoPOP,
     Objective,
+    Pairwise,
+    PlackettLuce,
+    RankingObjective,
     Robust,
     SidedObjective,
     SLiC,
+    TopOne,
     apo_down,
     apo_zero,
     bco,
@@ -61,6 +65,9 @@ NO_PAIR = {
 }
 # Losses of other trainers that a what-if can ask for as well.
 OTHERS = {"simpo": Loss(lambda arguments: simpo(beta=arguments.beta), Convention(per_token=True, reference=False))}
+# Losses of whole rankings: of their own, and TRL's of all pairs.
+RANKING_LOSSES = ("plackett_luce", "pairwise", "top1")
+PAIRWISE = ("sigmoid", "hinge", "exo_pair", "robust", "discopop")
 FORECAST = ("sigmoid", "hinge", "ipo", "exo_pair", "robust", "discopop", "sigmoid_norm")
 
 
@@ -89,3 +96,31 @@ def convention_of(name: str) -> Convention:
     """The scores that a loss is given."""
     loss = (LOSSES | OTHERS).get(name)
     return loss.convention if loss else Convention()
+
+
+def ranking_objective_of(name: str, arguments: DPOConfig) -> RankingObjective:
+    """The objective of whole rankings.
+
+    Args:
+        name: one of RANKING_LOSSES.
+        arguments: the run's; `pairwise` takes TRL's loss for its pairs.
+
+    Raises:
+        UserError: another name, or a loss of pairs that does not go with it.
+    """
+    losses = arguments.loss_type
+    if name not in RANKING_LOSSES:
+        raise UserError(f"ranking_loss '{name}' is none of {', '.join(RANKING_LOSSES)}.")
+    if name == "pairwise":
+        if len(losses) != 1 or losses[0] not in PAIRWISE:
+            raise UserError(
+                f"loss_type {' + '.join(losses)} is no loss of one summed margin, which the pairs of a ranking need: "
+                f"use one of {', '.join(PAIRWISE)}."
+            )
+        return Pairwise(base=objective_of(losses[0], arguments))
+    if losses != ["sigmoid"]:
+        raise UserError(
+            f"ranking_loss {name} is a loss of its own: leave out --loss_type {' '.join(losses)}, or use "
+            "--ranking_loss pairwise."
+        )
+    return {"plackett_luce": PlackettLuce, "top1": TopOne}[name](beta=arguments.beta)

@@ -14,6 +14,7 @@ from foretune.errors import UserError
 from foretune.models.encoding import Lost, encode
 from foretune.models.load import LoadedModel, load_model, weights_hash
 from foretune.models.pairs import EncodedPairs
+from foretune.objectives import Contrasts, Objective, RankingLoss, RankingObjective
 from foretune.records import RunFolder
 from foretune.records.provenance import pairs_hash, sha256_of
 from foretune.verbs.job import Job
@@ -79,10 +80,29 @@ class Prepared(NamedTuple):
         return np.flatnonzero(self.pairs.is_train)
 
     @property
+    def contrasts(self) -> Contrasts | None:
+        """Which pairs are the contrasts of one ranking; None: the data are pairs."""
+        return contrasts_of(self.data, self.pairs)
+
+    @property
+    def units(self) -> np.ndarray:
+        """An id a pair, equal for the contrasts of a ranking: what is held out, measured and weighted as one; (n,)."""
+        found = self.contrasts
+        if found is None:
+            return self.pairs.pair_id
+        owner = np.repeat(found.members[:, 0], (found.members >= 0).sum(1))
+        return self.pairs.pair_id[owner]
+
+    @property
+    def num_train_units(self) -> int:
+        """Training pairs, or rankings."""
+        return len(np.unique(self.units[self.train_pairs]))
+
+    @property
     def weights(self) -> np.ndarray:
-        """Row weights, scaled to mean 1 over the training pairs."""
-        weights = self.pairs.weight
-        mean = weights[self.train_pairs].mean()
+        """Row weights, scaled to mean 1 over the training pairs, or rankings."""
+        weights, train, found = self.pairs.weight, self.train_pairs, self.contrasts
+        mean = weights[train if found is None else train[found.within(train).members[:, 0]]].mean()
         if not mean > 0:
             raise UserError("all row weights are 0: at least one training row needs a weight above 0.")
         return weights / mean
@@ -98,12 +118,13 @@ class Prepared(NamedTuple):
         return self.first_pairs(self.job.ours.observe_pairs)
 
     def first_pairs(self, count: int, *, split: str | None = None) -> np.ndarray:
-        """Indices of the `count` pairs of each behaviour and split that have the lowest ids; of one split alone."""
-        pairs = self.pairs
-        order = np.lexsort((pairs.pair_id, pairs.is_train, pairs.behaviour))
+        """Indices of the `count` pairs (or rankings) of each behaviour and split with the lowest ids; of one split."""
+        pairs, units = self.pairs, self.units
+        order = np.lexsort((units, pairs.is_train, pairs.behaviour))
         group = 2 * pairs.behaviour[order].astype(np.int64) + pairs.is_train[order]
         starts = np.flatnonzero(np.diff(group, prepend=-1))
-        rank = np.arange(len(group)) - np.repeat(starts, np.diff([*starts, len(group)]))
+        number = np.cumsum(np.diff(units[order], prepend=~units[order[:1]]) != 0)
+        rank = number - np.repeat(number[starts], np.diff([*starts, len(group)]))
         first = np.sort(order[rank < count])
         return first if split is None else first[pairs.split_of[first] == split]
 
@@ -171,7 +192,26 @@ def prepare(job: Job, *, loaded: LoadedModel | None = None) -> Prepared:
             f"no training pair is left: the prompts of all {len(data.train)} rows fill the {limit}"
             " tokens there are; raise --max_length or use a model with a longer context."
         )
-    return Prepared(job, data, loaded, pairs, counts, weights_hash(loaded.model), pairs_hash(pairs)).sampled()
+    return Prepared(job, data, loaded, pairs, counts, weights_hash(loaded.model), _data_hash(data, pairs)).sampled()
+
+
+def contrasts_of(data: PreferenceData, pairs: EncodedPairs) -> Contrasts | None:
+    """The rankings whose contrasts `pairs` are; None where they are pairs."""
+    if "ranking" not in data.train.column_names:
+        return None
+    names = ["pair_id", "ranking", "chosen_rank", "rejected_rank"]
+    parts = [rows.with_format("numpy", columns=names)[:] for rows in (data.train, data.test) if rows is not None]
+    ids, *columns = (np.concatenate([part[name] for part in parts]) for name in names)
+    order = np.argsort(ids)
+    place = order[np.searchsorted(ids, pairs.pair_id, sorter=order)]
+    return Contrasts.of(*(column[place] for column in columns))
+
+
+def _data_hash(data: PreferenceData, pairs: EncodedPairs) -> str:
+    """Of the encoded pairs, and of the ranks that belong to them."""
+    contrasts = contrasts_of(data, pairs)
+    digest = pairs_hash(pairs)
+    return digest if contrasts is None else sha256_of(digest, contrasts.ranks.tolist())
 
 
 def discard(run: RunFolder) -> None:
@@ -191,6 +231,15 @@ def template_hash(loaded: LoadedModel) -> str:
 def tokenizer_hash(loaded: LoadedModel) -> str:
     """A hash of vocabulary and special tokens."""
     return sha256_of(sorted(loaded.tokenizer.get_vocab().items()), loaded.tokenizer.special_tokens_map)
+
+
+def loss_of_pairs(prepared: Prepared, objective: Objective | RankingObjective) -> Objective | RankingLoss:
+    """The loss of the encoded pairs: of each by itself, or of those that are a ranking's together."""
+    if isinstance(objective, Objective):
+        return objective
+    contrasts = prepared.contrasts
+    assert contrasts is not None, "data and loss go together since the data were loaded"
+    return RankingLoss(objective, contrasts)
 
 
 class Stopwatch:

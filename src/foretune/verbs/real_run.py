@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +18,11 @@ from foretune.records.linking import link
 from foretune.records.provenance import sha256_of
 from foretune.training.build import lora_config, prepare_trainable
 from foretune.training.observer import BehaviourObserver
+from foretune.training.ranking_trainer import RankingTrainer
 from foretune.training.terminal import TrainingBar, quieten
 from foretune.training.trainer import PreferenceTrainer
 from foretune.verbs.audit import features_key, write_command
+from foretune.verbs.losses import ranking_objective_of
 from foretune.verbs.prepare import Prepared, load_reference
 from foretune.verbs.progress import Progress
 
@@ -56,7 +59,9 @@ def build_trainer(prepared: Prepared) -> PreferenceTrainer:
     prepare_trainable(model, job.trainable)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        return PreferenceTrainer(
+        ranking = None if job.ranking_loss is None else ranking_objective_of(job.ranking_loss, job.training)
+        make = PreferenceTrainer if ranking is None else partial(RankingTrainer, objective=ranking)
+        return make(
             model=model,
             args=job.training,
             train_dataset=prepared.rows("train"),

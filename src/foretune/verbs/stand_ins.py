@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from foretune.errors import UserError
 from foretune.statistics.behaviours import numbered_answers
 from foretune.verbs.prepare import Prepared
 
@@ -12,19 +13,35 @@ def stand_ins(
 ) -> NDArray[np.int64]:
     """For each pair the place in `measured` of itself, or of one with its behaviour and preferred answer.
 
-    Those that stand for others take turns, or are drawn.
+    Those that stand for others take turns, or are drawn. A ranking is stood for as a whole, by one with as many
+    responses.
+
+    Raises:
+        UserError: of a behaviour's rankings with some number of responses none was measured.
     """
-    pairs, answer = prepared.pairs, answers_of(prepared)[0]
+    pairs, contrasts = prepared.pairs, prepared.contrasts
     place = np.full(len(pairs), -1)
     place[measured] = np.arange(len(measured))
-    groups = np.stack([pairs.behaviour, answer, pairs.is_train], 1)
+    if contrasts is None:
+        answer, units = answers_of(prepared)[0], np.arange(len(pairs))
+    else:
+        answer, units = (contrasts.ranks > 0).sum(1), contrasts.members[:, 0]
+    groups = np.stack([pairs.behaviour[units], answer, pairs.is_train[units]], 1)
     for behaviour, preferred, is_train in np.unique(groups, axis=0):
-        members = np.flatnonzero((groups == (behaviour, preferred, is_train)).all(1))
+        members = units[(groups == (behaviour, preferred, is_train)).all(1)]
         missing, there = members[place[members] < 0], members[place[members] >= 0]
+        if not len(there) and contrasts is not None:
+            raise UserError(
+                f"of the rankings of {pairs.names[behaviour]} with {preferred} responses none was measured: raise "
+                "--twin_pairs."
+            )
         if not len(there):  # a rare answer of which nothing was measured
             there = measured[pairs.behaviour[measured] == behaviour]
         turn = np.arange(len(missing)) % len(there) if draw is None else draw.integers(len(there), size=len(missing))
         place[missing] = np.searchsorted(measured, there[turn])
+    if contrasts is not None:  # the contrasts of a ranking follow its first one, also among the measured pairs
+        there = contrasts.members >= 0
+        place[contrasts.members[there]] = (place[units][:, None] + np.arange(there.shape[1]))[there]
     return place
 
 

@@ -8,14 +8,13 @@ import numpy as np
 from foretune import processes
 from foretune.dynamics.curves import curve_rows
 from foretune.errors import UserError
-from foretune.objectives import DPO
-from foretune.objectives.base import Objective
+from foretune.objectives import DPO, Objective, RankingLoss, RankingObjective
 from foretune.records import RunFolder
 from foretune.training.observer import BehaviourObserver
 from foretune.verbs.audit import audit_prepared
 from foretune.verbs.divergence import divergence
 from foretune.verbs.job import Job, job_from
-from foretune.verbs.prepare import Prepared, Stopwatch, prepare
+from foretune.verbs.prepare import Prepared, Stopwatch, loss_of_pairs, prepare
 from foretune.verbs.progress import Progress
 from foretune.verbs.real_run import observed_margins, run_trainer, training_key
 from foretune.verbs.revise import revise
@@ -76,13 +75,13 @@ def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourO
     scores = np.stack([observer.observations[step] for step in steps])
     displacement = scores - scores[0]
     reference, margins = observed_margins(prepared, observer, steps)
-    members = prepared.observed
+    members, loss = prepared.observed, loss_of_pairs(prepared, _objective(prepared.job))
     rows = curve_rows(
         steps,
         margins,
         prepared.behaviour_of[members],
         prepared.split_of[members],
-        _objective(prepared.job),
+        loss.within(members) if isinstance(loss, RankingLoss) else loss,
         reference_margin=reference,
         weights=prepared.weights[members],
         also={"chosen_displacement": displacement[:, 0], "rejected_displacement": displacement[:, 1]},
@@ -96,7 +95,7 @@ def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourO
     )
 
 
-def _objective(job: Job) -> Objective:
+def _objective(job: Job) -> Objective | RankingObjective:
     """The loss that observed curves are drawn in: the run's own where it is a function of one margin, else DPO's."""
     try:
         return job.objective()

@@ -57,7 +57,7 @@ class StoredTwin:
         run: the run folder of a finished forecast.
 
     Raises:
-        UserError: no forecast, or one of the output layer alone, which leaves no such features.
+        UserError: no forecast, or one of rankings or of the output layer alone, which leaves no such features.
     """
 
     def __init__(self, run: RunFolder | Path | str) -> None:
@@ -76,6 +76,8 @@ class StoredTwin:
             )
         self.settings = {**settings, "output_dir": str(self.folder.path)}
         self.job = job_from(**self.settings)
+        if self.job.ranking_loss is not None:
+            raise UserError(f"the forecast in {self.folder.path} is of rankings: what-ifs are computed for pairs.")
         self.pairs = {name: table[name].to_numpy() for name in COLUMNS}
         device = self.job.device()
         self.anchors = Anchors(self.folder.path, {int(step): key for step, key in keys.items()}, device)
@@ -134,7 +136,7 @@ def what_if(
         simulated = simulate_run(
             start,
             job.training,
-            job.objective() if objective is None else objective_of(objective, job.training),
+            job.pair_objective() if objective is None else objective_of(objective, job.training),
             train_pairs=rows,
             weights=weights,
             observed=twin.observed,
@@ -298,7 +300,7 @@ def _end(twin: StoredTwin, run: SimulatedRun) -> list[dict[str, Any]]:
         run.margins[-1:],
         columns["behaviour"],
         columns["split"],
-        twin.job.objective(),
+        twin.job.pair_objective(),
         reference_margin=twin.reference_margins(twin.job.convention)[twin.observed],
         weights=columns["weight"],
     )
