@@ -100,7 +100,7 @@ def _ranks(row: dict[str, Any], given: list, columns: Collection[str]) -> list[i
         return Fault("malformed", f"{name} {told} for {len(given)} responses")
     if not all(_is_number(value) for value in values):
         return Fault("malformed", f"{name} holds {next(v for v in values if not _is_number(v))!r}, which is no number")
-    levels: list[float] = sorted(set(values), reverse=name == "scores")  # pyright: ignore
+    levels: list[Any] = sorted(set(values), reverse=name == "scores")  # pyright: ignore
     return [levels.index(value) + 1 for value in values]
 
 
