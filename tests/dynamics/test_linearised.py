@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 from transformers import TrainingArguments
 
-from foretune.dynamics.linearised import Tangent
+from foretune.dynamics.linearised import Tangent, _dropped
 from foretune.dynamics.simulated_run import simulate_run
 from foretune.errors import UserError
 from foretune.features.coordinates import Coordinates
@@ -180,3 +180,15 @@ def test_redrawn_weights_spread_as_much_as_a_sample_does():
     assert float(found) == pytest.approx(float(expected), rel=0.05)
     certain = sample._replace(sampled={NAMES[0]: everywhere._replace(weight=torch.ones(200))})
     assert torch.equal(certain.redrawn(1).sampled[NAMES[0]].weight, torch.ones(200))
+
+
+def test_dropout_loses_its_share_and_keeps_the_mean():
+    torch.manual_seed(0)
+    values = torch.rand(400, 1001) + 1
+    values.requires_grad_()
+    kept = _dropped(values, 0.1)
+    lost = kept == 0
+    assert lost.float().mean().item() == pytest.approx(0.1, abs=5 * (0.1 * 0.9 / values.numel()) ** 0.5)
+    torch.testing.assert_close(kept[~lost], values[~lost] / 0.9)
+    kept.sum().backward()
+    torch.testing.assert_close(values.grad, torch.where(lost, 0.0, 1 / 0.9))

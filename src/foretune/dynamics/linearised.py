@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import dropout
 
 from foretune.features.coordinates import Coordinates, kernel_error, spread
 from foretune.features.token_factors import AdaptedLayer
@@ -43,7 +42,7 @@ class LayerStack(NamedTuple):
         u, v = (_rows(source, measured).transpose(0, 1) for source in (self.outputs, self.inputs))
         read, written = (side.to(a, memory_format=torch.contiguous_format) for side in (v, u))
         if training and self.layers[0].dropout:
-            read = dropout(read, self.layers[0].dropout)
+            read = _dropped(read, self.layers[0].dropout)
         products = (read.flatten(1, 2) @ a.transpose(1, 2)) * (written.flatten(1, 2) @ b)
         return self.layers[0].scaling * products.unflatten(1, v.shape[1:3]).sum((0, 2, 3))
 
@@ -169,6 +168,14 @@ class _Weighted(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradients[0] @ gradient, None, None
+
+
+def _dropped(values: Tensor, rate: float) -> Tensor:
+    """Dropout with 16 random bits a number: several times as fast as torch's own where there are many numbers."""
+    count = values.numel()
+    bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=values.device).random_(-(2**63), None)
+    lost = bits.view(torch.int16)[:count].view_as(values) < round(rate * 2**16) - 2**15
+    return values.masked_fill(lost, 0.0) / (1 - rate)
 
 
 def _rows(source: RowSource, rows: NDArray[np.int64]) -> Tensor:

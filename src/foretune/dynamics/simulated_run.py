@@ -7,7 +7,7 @@ schedule, warm-up, clipping, accumulation, epochs, seed and batch order are the 
 
 import copy
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -163,7 +163,7 @@ class _Parameters(torch.nn.Module):
 
     def __init__(self, start: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self._names = list(start)
+        self._by_name: dict[str, torch.nn.Parameter] = {}
         for name, value in start.items():
             *path, own = name.split(".")
             owner: torch.nn.Module = self
@@ -171,10 +171,24 @@ class _Parameters(torch.nn.Module):
                 if not hasattr(owner, part):
                     owner.add_module(part, torch.nn.Module())
                 owner = owner.get_submodule(part)
-            owner.register_parameter(own, torch.nn.Parameter(value.detach().clone()))
+            self._by_name[name] = torch.nn.Parameter(value.detach().clone())
+            owner.register_parameter(own, self._by_name[name])
 
     def forward(self) -> dict[str, Tensor]:
-        return {name: self.get_parameter(name) for name in self._names}
+        return dict(self._by_name)
+
+    # The trainer asks for these at every step; walking through hundreds of modules would take longer than the step.
+
+    def train(self, mode: bool = True) -> "_Parameters":
+        self.training = mode
+        return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for parameter in self._by_name.values():
+            parameter.grad = None if set_to_none else torch.zeros_like(parameter)
+
+    def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:  # noqa: ARG002
+        return iter(self._by_name.values())
 
 
 class _Trainer(Trainer):

@@ -16,6 +16,7 @@ def find(evidence: Evidence) -> Iterator[Finding]:
                 "low",
                 row["behaviour"],
                 row["num_pairs"],
-                f"{row['behaviour']} was audited on {row['num_pairs']} training pair(s): intervals are wide or undefined.",
+                f"{row['behaviour']} was audited on {row['num_pairs']} training pair(s): intervals are wide or "
+                "undefined.",
                 "Add pairs (or audit more of them), or merge it with a related behaviour.",
             )

@@ -68,7 +68,8 @@ def forecast(job: "Job | DPOTrainer | None" = None, *, progress: Progress | None
         prepared = prepared_from_trainer(job, **arguments)
     else:
         job = job or job_from(**arguments)
-        job.objective(), _check_sample(job)  # refuse before any work
+        job.objective()  # refuse before any work
+        _check_sample(job)
         prepared = prepare(job)
     return forecast_prepared(prepared, progress or Progress.silent())
 
