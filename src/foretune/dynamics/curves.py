@@ -20,6 +20,7 @@ def curve_rows(
     *,
     reference_margin: FloatArray,
     weights: FloatArray,
+    reference_free: bool = False,
     also: Mapping[str, FloatArray] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of forecast.parquet or observed.parquet: one a behaviour (and "all"), split and step.
@@ -31,6 +32,7 @@ def curve_rows(
         split_of: shape (n,).
         objective: the loss.
         reference_margin: log π_ref(chosen) − log π_ref(rejected), shape (n,).
+        reference_free: the loss sees log π(chosen) − log π(rejected) itself, not against the reference.
         also: further columns whose means are wanted, each of shape (T, n).
         weights: row weights; losses are weighted means, accuracies and margins count every pair once.
 
@@ -39,7 +41,7 @@ def curve_rows(
         whose chosen response the model itself finds likelier); margin (mean); num_pairs.
     """
     rows = []
-    losses = objective.value(margins)
+    losses = objective.value(margins + reference_margin if reference_free else margins)
     for split in np.unique(split_of):
         in_split = split_of == split
         for behaviour in [*np.unique(behaviour_of[in_split]), ALL]:

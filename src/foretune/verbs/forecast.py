@@ -22,6 +22,7 @@ from foretune.models.head import head_of
 from foretune.objectives import Objective
 from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of
+from foretune.scores import Convention
 from foretune.statistics.behaviours import Measured
 from foretune.statistics.moments import Rows
 from foretune.verbs.audit import (
@@ -186,13 +187,14 @@ def _alternative(cost: float) -> list[str]:
 def output_layer_problem(prepared: Prepared, objective: Objective, progress: Progress) -> ForecastProblem:
     """The run of the output layer alone: exact for runs that train it alone."""
     job, measured = prepared.job, measure(prepared, features_of(prepared, progress))
+    convention = job.convention._replace(reference=True)  # margins are against the reference, whatever the loss sees
     head, states = head_of(prepared.loaded.model), read_states(store_of(prepared), prepared.pairs.num_states)
-    exact = head_problem(head, states, prepared.pairs, convention=job.convention)
+    exact = head_problem(head, states, prepared.pairs, convention=convention)
     alone = job.ours.forecast_alone is not False
     reference = exact.reference.double().cpu().numpy()
     return ForecastProblem(
         exact,
-        head_problem(head, states, prepared.pairs, mass=job.ours.alone_mass, convention=job.convention)
+        head_problem(head, states, prepared.pairs, mass=job.ours.alone_mass, convention=convention)
         if alone
         else None,
         None if job.convention.per_token else measured.kernel_features,
@@ -213,6 +215,7 @@ def _common(prepared: Prepared, objective: Objective) -> tuple[Any, ...]:
         objective,
         prepared.job.training,
         prepared.job.ours.observations,
+        not prepared.job.convention.reference,
     )
 
 
@@ -332,7 +335,7 @@ def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, wat
         "twin": job.twin,
         "pilot_steps": problem.past.num_steps if problem.past else 0,
         "what_is_forecast": WHAT_IS_FORECAST[job.twin],
-        "objective": f"{arguments.loss_type[0]}, beta {arguments.beta:g}{_scores(job)}",
+        "objective": f"{job.losses[0]}, beta {arguments.beta:g}{_scores(job)}",
         "optimizer": str(getattr(arguments.optim, "value", arguments.optim)),
         "learning_rate": arguments.learning_rate,
         "scheduler": str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)),
@@ -347,7 +350,7 @@ def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, wat
 
 
 def _scores(job: Job) -> str:
-    return f" ({job.convention})" if job.convention.per_token else ""
+    return f" ({job.convention})" if job.convention != Convention() else ""
 
 
 def _unlearned(joint: list[dict[str, Any]], last: int) -> list[str]:
@@ -369,7 +372,7 @@ def _notes(job: Job, problem: ForecastProblem) -> list[str]:
         )
     if job.convention.per_token and job.twin == "output_layer":
         notes.append(
-            f"{job.training.loss_type[0]} averages over a response's tokens: the simulated run does so too, gradient "
+            f"{job.losses[0]} averages over a response's tokens: the simulated run does so too, gradient "
             "flow and closed form, whose features are of sums, are left out."
         )
     if problem.features is not None:

@@ -18,7 +18,7 @@ from foretune.objectives import Objective
 from foretune.records import RunFolder
 from foretune.scores import Convention
 from foretune.training.build import TRAINABLE, default_device
-from foretune.verbs.losses import convention_of, objective_of
+from foretune.verbs.losses import OF_DPO, OTHERS, convention_of, objective_of
 
 TWINS = ("output_layer", "weight_space", "tangent")
 
@@ -55,6 +55,14 @@ class SharedArguments:
 class ForetuneArguments(SharedArguments):
     """What foretune adds to the arguments of `trl dpo`."""
 
+    method: str = field(
+        default="dpo",
+        metadata={
+            "help": "Which of TRL's trainers: dpo (with any --loss_type), simpo or cpo (CPOTrainer), orpo, or kto (each "
+            "pair as two rows).",
+            "choices": ["dpo", *OTHERS],
+        },
+    )
     trainable: str | None = field(
         default=None,
         metadata={
@@ -187,6 +195,11 @@ class Job:
             self.ours.twin or {"unembedding": "output_layer", "lora": "weight_space", "full": "tangent"}[self.trainable]
         )
 
+    @property
+    def losses(self) -> list[str]:
+        """Names of what is minimised: DPOTrainer's loss types, or another trainer's one loss."""
+        return self.training.loss_type if self.ours.method == "dpo" else [self.ours.method]
+
     def device(self) -> torch.device:
         """Where models run."""
         return torch.device("cpu") if self.training.use_cpu else default_device()
@@ -205,12 +218,12 @@ class Job:
         Raises:
             UserError: a loss that is no function of one margin, or options that change it.
         """
-        if len(self.training.loss_type) != 1:
+        if len(self.losses) != 1:
             raise UserError(
-                f"loss_type {' + '.join(self.training.loss_type)} cannot be forecast: a forecast follows one loss; use "
-                "one, or `foretune train` alone, which runs every TRL loss."
+                f"{' + '.join(self.losses)} cannot be forecast: a forecast follows one loss; use "
+                "one, or `foretune train` alone, which runs every loss."
             )
-        found = objective_of(self.training.loss_type[0], self.training)
+        found = objective_of(self.losses[0], self.training)
         changed = [
             name
             for name in ("ld_alpha", "use_weighting", "sync_ref_model")
@@ -227,7 +240,7 @@ class Job:
     @property
     def convention(self) -> Convention:
         """What scores the loss is given; sums where there are several losses."""
-        return convention_of(self.training.loss_type[0]) if len(self.training.loss_type) == 1 else Convention()
+        return convention_of(self.losses[0]) if len(self.losses) == 1 else Convention()
 
     def load_data(self) -> PreferenceData:
         """The preference data that the arguments name."""
@@ -308,6 +321,10 @@ def job_from(**explicit: Any) -> Job:
     job = Job(*fill(TYPES, values, explicit), explicit=without_restart(explicit))  # pyright: ignore
     if job.trainable not in TRAINABLE:
         raise UserError(f"trainable '{job.trainable}' is none of {', '.join(TRAINABLE)}.")
+    if job.ours.method not in ("dpo", *OTHERS):
+        raise UserError(f"method '{job.ours.method}' is none of dpo, {', '.join(OTHERS)}.")
+    if job.ours.method != "dpo" and (strange := [name for name in OF_DPO if name in explicit]):
+        raise UserError(f"{strange[0]} is an option of DPOTrainer alone: leave it out with --method {job.ours.method}.")
     if job.ours.band_runs == 1 or job.ours.band_runs < 0:
         raise UserError(f"band_runs is {job.ours.band_runs}: a band needs at least 2 runs, 0 leaves it out.")
     if any(not 0 < share < 1 for share in job.ours.forecast_at or []):

@@ -10,6 +10,7 @@ from foretune.objectives import (
     DPO,
     EXO,
     IPO,
+    ORPO,
     DiscoPOP,
     Objective,
     Robust,
@@ -18,6 +19,8 @@ from foretune.objectives import (
     apo_down,
     apo_zero,
     bco,
+    cpo,
+    kto_pair,
     nca,
     simpo,
     sppo_hard,
@@ -59,9 +62,19 @@ NO_PAIR = {
     "aot_unpaired": "it sorts the scores of a batch, so it is no function of one pair",
     "sft": "it learns from the chosen responses alone, a mean over the tokens of a batch",
 }
-# Losses of other trainers that a what-if can ask for as well.
-OTHERS = {"simpo": Loss(lambda arguments: simpo(beta=arguments.beta), Convention(per_token=True, reference=False))}
-FORECAST = ("sigmoid", "hinge", "ipo", "exo_pair", "robust", "discopop", "sigmoid_norm")
+# Losses of other trainers than DPOTrainer, by `--method`.
+OTHERS = {
+    "simpo": Loss(lambda arguments: simpo(beta=arguments.beta), Convention(per_token=True, reference=False)),
+    "cpo": Loss(lambda arguments: cpo(base=DPO(beta=arguments.beta)), Convention(reference=False)),
+    "orpo": Loss(lambda arguments: ORPO(strength=arguments.beta), Convention(per_token=True, reference=False)),
+    "kto": Loss(lambda arguments: kto_pair(beta=arguments.beta)),
+}
+# What only DPOTrainer knows.
+OF_DPO = (
+    *("loss_type", "loss_weights", "label_smoothing", "discopop_tau", "f_divergence_type", "f_alpha_divergence_coef"),
+    *("ld_alpha", "use_weighting", "sync_ref_model"),
+)
+FORECAST = ("sigmoid", "hinge", "ipo", "exo_pair", "robust", "discopop", "sigmoid_norm", "simpo")
 
 
 def objective_of(name: str, arguments: DPOConfig) -> Objective:
@@ -75,13 +88,13 @@ def objective_of(name: str, arguments: DPOConfig) -> Objective:
         try:
             objective = loss.make(arguments)
         except ValueError as error:
-            raise UserError(f"loss_type {name} cannot be forecast with these arguments: {error}") from error
+            raise UserError(f"{name} cannot be forecast with these arguments: {error}") from error
         if isinstance(objective, Objective):
             return objective
         why = "it treats chosen and rejected scores apart, and a forecast follows their difference alone"
     raise UserError(
-        f"loss_type {name} cannot be forecast: {why}; use one of {', '.join(FORECAST)}, or `foretune train` alone, "
-        "which runs every TRL loss."
+        f"{name} cannot be forecast: {why}; use one of {', '.join(FORECAST)}, or `foretune train` alone, "
+        "which runs every loss."
     )
 
 
