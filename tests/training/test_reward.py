@@ -84,6 +84,16 @@ def test_the_forecast_of_the_score_head_is_the_run_of_the_trainer(finished):
     assert found["relative_loss_error"] < 1e-3
 
 
+def test_training_on_stored_states_gives_the_same_reward_model(finished, tiny_folder, free_text_file, tmp_path):
+    changes = {"center_rewards_coefficient": 0.01, "stored_states": True, "forecast_alone": False}
+    quick = run(tiny_folder, free_text_file, tmp_path / "run", **changes)
+    ends = [folder.read_arrays("observed_pairs")["margins"][-1] for folder in (quick, finished)]
+    np.testing.assert_allclose(*ends, atol=1e-4)
+    heads = [load_reward_model(str(folder.path)).loaded.model.score.weight for folder in (quick, finished)]
+    torch.testing.assert_close(*heads, atol=1e-4, rtol=1e-4)
+    assert "one computation" in quick.record["train"]["notes"][0]
+
+
 @pytest.mark.parametrize("changes", [{"optim": "sgd", "gradient_accumulation_steps": 2}, {"max_grad_norm": 0.01}])
 def test_without_centring_and_with_other_optimisers_too(tiny_folder, persona_file, tmp_path, changes):
     folder = run(tiny_folder, persona_file, tmp_path / "run", forecast_alone=False, learning_rate=0.1, **changes)

@@ -133,6 +133,22 @@ def rewards(model: nn.Module, sequences: Sequence[Sequence[int]]) -> Tensor:
     return found
 
 
+class FrozenReward:
+    """A reward model that is not trained any more: it reads each sequence once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Nothing is read yet."""
+        self._model = model
+        self._known: dict[tuple[int, ...], float] = {}
+
+    def __call__(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """The reward of each sequence, shape (sequences,), float32."""
+        asked = [tuple(sequence) for sequence in sequences]
+        new = list(dict.fromkeys(sequence for sequence in asked if sequence not in self._known))
+        self._known |= zip(new, rewards(self._model, new).tolist(), strict=True)
+        return torch.tensor([self._known[sequence] for sequence in asked])
+
+
 def answered(prompt_ids: Sequence[int], completion_ids: Sequence[int], end: int) -> list[int]:
     """Prompt and completion as a reward model was trained to read them: with the end-of-sequence token after them."""
     completion = list(completion_ids)

@@ -13,7 +13,7 @@ from foretune.errors import UserError
 from foretune.features.unembedding import open_store
 from foretune.models.encoding import encode_prompt
 from foretune.models.load import LoadedModel, weights_hash
-from foretune.models.reward import load_reward_model
+from foretune.models.reward import FrozenReward, load_reward_model
 from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of, versions
 from foretune.training.policy_trainer import build_policy_trainer, planned_rates
@@ -112,7 +112,7 @@ def _judges(job: RlhfJob, loaded: LoadedModel) -> Judges:
         model = judge.loaded.model.to(job.device()).requires_grad_(False)
         if (members := RunFolder(name).read_arrays("ensemble")) is not None:
             model.score.weight.copy_(torch.from_numpy(members["heads"].mean(0, keepdims=True)))
-        models.append(model)
+        models.append(FrozenReward(model))
     return Judges(models, loaded.tokenizer.eos_token_id)
 
 

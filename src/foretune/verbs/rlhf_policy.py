@@ -16,7 +16,7 @@ from foretune.models.encoding import EncodedPair
 from foretune.models.forward_pass import ForwardPass
 from foretune.models.head import head_of
 from foretune.models.load import LoadedModel
-from foretune.models.reward import answered, rewards
+from foretune.models.reward import FrozenReward, answered
 from foretune.models.sampling import draw_pairs
 from foretune.scores import pair_scores
 
@@ -43,13 +43,13 @@ class Prompt(NamedTuple):
 class Judges(NamedTuple):
     """The rewards: the first is maximised, the second only measured (or is the first again)."""
 
-    models: Sequence[nn.Module]
+    models: Sequence[FrozenReward]
     end: int
 
     def table(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> FloatArray:
         """Rewards of completions, shape (judges, n)."""
         sequences = [answered(*pair, self.end) for pair in zip(prompts, completions, strict=True)]
-        return np.stack([rewards(model, sequences).double().numpy() for model in self.models])
+        return np.stack([model(sequences).double().numpy() for model in self.models])
 
 
 class Paths(NamedTuple):
