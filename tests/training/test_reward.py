@@ -12,7 +12,7 @@ from trl import RewardConfig, RewardTrainer
 import foretune
 from foretune.cli.reward import ensemble_table
 from foretune.errors import UserError
-from foretune.models.reward import last_states, load_reward_model, rewards
+from foretune.models.reward import FrozenReward, last_states, load_reward_model, rewards
 from foretune.verbs.progress import Progress
 from foretune.verbs.reward_data import prepare_reward
 from foretune.verbs.reward_job import reward_job_from
@@ -75,6 +75,19 @@ def test_the_states_are_those_that_the_score_head_reads(tiny_folder):
     torch.testing.assert_close(model.score(states)[:, 0], told)
     alone = [float(model(input_ids=torch.tensor([ids])).logits) for ids in sequences]
     torch.testing.assert_close(told, torch.tensor(alone))
+
+
+@pytest.mark.parametrize("pads_with_the_end", [True, False])
+def test_a_frozen_reward_model_says_what_the_model_says(tiny_folder, pads_with_the_end):
+    model, tokenizer = load_reward_model(str(tiny_folder)).loaded[:2]
+    if not pads_with_the_end:
+        model.config.get_text_config().pad_token_id = 0
+    end, generator = tokenizer.eos_token_id, torch.Generator().manual_seed(0)
+    prompts = torch.randint(5, 500, (3, 30), generator=generator).tolist()
+    sequences = [[*prompt[: 20 + row], answer, end] for row, prompt in enumerate(prompts) for answer in range(7, 15)]
+    judge = FrozenReward(model)
+    torch.testing.assert_close(judge(sequences), rewards(model, sequences), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(judge(sequences[:3]), judge(sequences)[:3], atol=0, rtol=0)
 
 
 def test_the_forecast_of_the_score_head_is_the_run_of_the_trainer(finished):

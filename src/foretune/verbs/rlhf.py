@@ -109,9 +109,9 @@ def _judges(job: RlhfJob, loaded: LoadedModel) -> Judges:
             raise UserError(
                 f"the reward model '{name}' has another tokenizer than the policy: train one on its decoder."
             )
-        model = judge.loaded.model.to(job.device()).requires_grad_(False)
+        model = judge.loaded.model.to(job.device())
         if (members := RunFolder(name).read_arrays("ensemble")) is not None:
-            model.score.weight.copy_(torch.from_numpy(members["heads"].mean(0, keepdims=True)))
+            model.score.weight.data.copy_(torch.from_numpy(members["heads"].mean(0, keepdims=True)))
         models.append(FrozenReward(model))
     return Judges(models, loaded.tokenizer.eos_token_id)
 

@@ -47,9 +47,15 @@ class Judges(NamedTuple):
     end: int
 
     def table(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> FloatArray:
-        """Rewards of completions, shape (judges, n)."""
+        """Rewards of completions by the maximised and the measured judge, shape (2, n)."""
+        return np.stack([self.rewards(place, prompts, completions) for place in (0, -1)])
+
+    def rewards(
+        self, place: int, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+    ) -> FloatArray:
+        """Those of one judge, shape (n,)."""
         sequences = [answered(*pair, self.end) for pair in zip(prompts, completions, strict=True)]
-        return np.stack([model(sequences).double().numpy() for model in self.models])
+        return self.models[place](sequences).double().numpy()
 
 
 class Paths(NamedTuple):
@@ -115,8 +121,13 @@ class OneToken:
         # logits move by scale · h ΔWᵀ
         self.states = head_of(loaded.model).scale * states.double().numpy()
         self.reference = logits[:, self.tokens].double().numpy()
-        flat = [(prompt.ids, [token]) for prompt in prompts for token in self.tokens.tolist()]
-        self.rewards = judges.table(*zip(*flat, strict=True)).reshape(-1, len(prompts), candidates)
+        answers = [[token] for token in self.tokens.tolist()]
+
+        def rewards(judge: int, asked: Sequence[int]) -> FloatArray:
+            flat = [(prompts[index].ids, answer) for index in asked for answer in answers]
+            return judges.rewards(judge, *zip(*flat, strict=True)).reshape(len(asked), candidates)
+
+        self.climbed, self.told = rewards(0, range(num_train)), [rewards(judge, observed) for judge in (0, -1)]
 
     @property
     def notes(self) -> list[str]:
@@ -142,23 +153,23 @@ class OneToken:
     def __call__(self, model: nn.Module) -> torch.Tensor:
         """Proxy reward, held-out reward and KL of each observed prompt, shape (3, n)."""
         _, logits = self._logits(model, [self._pairs[index] for index in self._observed], self.tokens)
-        return torch.from_numpy(self._figures(logits.double().numpy(), self._observed))
+        return torch.from_numpy(self._figures(logits.double().numpy()))
 
-    def _figures(self, logits: FloatArray, prompts: NDArray[np.int64]) -> FloatArray:
-        problems = [policy_problem(self.reference[prompts], table[prompts], beta=0.0) for table in self.rewards]
-        found = [problem.expected_reward(logits) for problem in problems]
-        return np.stack([found[0], found[-1], problems[0].kl(logits)])
+    def _figures(self, logits: FloatArray) -> FloatArray:
+        """Of the observed prompts."""
+        problems = [policy_problem(self.reference[self._observed], table, beta=0.0) for table in self.told]
+        return np.stack([*(problem.expected_reward(logits) for problem in problems), problems[0].kl(logits)])
 
     def forecast(self, times: FloatArray, beta: float) -> list[Paths]:
         """Gradient flow of the output layer, exact; and the closed-form optimum, that no run exceeds."""
         train, seen = np.arange(self._num_train), self._observed
-        problem = policy_problem(self.reference[train], self.rewards[0][train], beta=beta)
+        problem = policy_problem(self.reference[train], self.climbed, beta=beta)
         changes = output_layer_flow(problem, self.states[train], times=times)
-        path = [self._figures(self.reference[seen] + self.states[seen] @ change.T, seen) for change in changes]
+        path = [self._figures(self.reference[seen] + self.states[seen] @ change.T) for change in changes]
         paths = [Paths("gradient_flow", np.stack(path))]
         if beta > 0:
-            best = policy_problem(self.reference[seen], self.rewards[0][seen], beta=beta).optimum()
-            paths.append(Paths("optimum", np.repeat(self._figures(best, seen)[None], len(times), 0)))
+            best = policy_problem(self.reference[seen], self.told[0], beta=beta).optimum()
+            paths.append(Paths("optimum", np.repeat(self._figures(best)[None], len(times), 0)))
         return paths
 
 
