@@ -35,8 +35,7 @@ def built(method, pairs, tiny_folder, tokenizer, folder, **options):
 
 def first_loss(trainer, count):
     """Of the first rows, after a change of the model that the reference does not share."""
-    rows = next(iter(trainer.get_train_dataloader()))  # references are taken by now
-    del rows
+    trainer.get_train_dataloader()  # references are taken by now
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in trainer.model.parameters():
@@ -64,9 +63,7 @@ def test_simpo_trains_on_our_objective(pairs, tiny_folder, tokenizer, tmp_path):
     assert loss == pytest.approx(simpo(beta=2.0).value(chosen - rejected).mean(), rel=1e-5)
 
 
-def test_cpo_trains_on_our_objective_with_the_likelihood_pooled_over_the_batch(
-    pairs, tiny_folder, tokenizer, tmp_path
-):
+def test_cpo_trains_on_our_objective_with_the_likelihood_pooled_over_the_batch(pairs, tiny_folder, tokenizer, tmp_path):
     trainer = built("cpo", pairs, tiny_folder, tokenizer, tmp_path, beta=0.3)
     loss = first_loss(trainer, PAIRS)
     preference = cpo(base=DPO(beta=0.3), alpha=0.0).value(*scores(trainer, pairs[:PAIRS])).mean()
@@ -91,11 +88,17 @@ def test_kto_trains_on_our_objective_on_twice_as_many_rows(pairs, tiny_folder, t
     assert trainer.args.per_device_train_batch_size == 2 * PAIRS
     change = np.stack(scores(trainer, pairs)) - np.stack(before)
     rows = trainer.train_dataset[: 2 * PAIRS]
-    place = {(*pair.prompt_ids, 0, *answer): (side, index) for index, pair in enumerate(pairs)
-             for side, answer in ((0, pair.chosen_ids), (1, pair.rejected_ids))}
-    ratios = np.array([
-        change[place[(*prompt, 0, *answer)]] for prompt, answer in zip(rows["prompt_ids"], rows["completion_ids"], strict=True)
-    ])
+    place = {
+        (*pair.prompt_ids, 0, *answer): (side, index)
+        for index, pair in enumerate(pairs)
+        for side, answer in ((0, pair.chosen_ids), (1, pair.rejected_ids))
+    }
+    ratios = np.array(
+        [
+            change[place[(*prompt, 0, *answer)]]
+            for prompt, answer in zip(rows["prompt_ids"], rows["completion_ids"], strict=True)
+        ]
+    )
     kl = trainer._metrics["eval"]["kl"][-1]
     desirable = np.array(rows["label"])
     assert len(set(desirable)) == 2

@@ -14,6 +14,7 @@ from foretune.cli.reward import ensemble_table
 from foretune.errors import UserError
 from foretune.models.reward import FrozenReward, last_states, load_reward_model, rewards
 from foretune.verbs.progress import Progress
+from foretune.verbs.replay import replay
 from foretune.verbs.reward_data import prepare_reward
 from foretune.verbs.reward_job import reward_job_from
 
@@ -105,6 +106,10 @@ def test_training_on_stored_states_gives_the_same_reward_model(finished, tiny_fo
     heads = [load_reward_model(str(folder.path)).loaded.model.score.weight for folder in (quick, finished)]
     torch.testing.assert_close(*heads, atol=1e-4, rtol=1e-4)
     assert "one computation" in quick.record["train"]["notes"][0]
+
+    _, differences = replay(quick.path, tmp_path / "again")
+    assert max(differences.values()) < 1e-6
+    assert ("observed", "margin") in differences
 
 
 @pytest.mark.parametrize("changes", [{"optim": "sgd", "gradient_accumulation_steps": 2}, {"max_grad_norm": 0.01}])

@@ -1,8 +1,8 @@
 """TRL's trainers of SimPO, CPO, ORPO and KTO, on the same encoded pairs as DPO's.
 
-CPOTrainer and ORPOTrainer tokenise in a way of their own (another end token after a conversation, another border between
-prompt and response), so that methods could not be compared. Here every trainer is given the tokens that `DPOTrainer`
-would train on.
+CPOTrainer and ORPOTrainer tokenise in a way of their own (another end token after a conversation, another border
+between prompt and response), so that methods could not be compared. Here every trainer is given the tokens that
+`DPOTrainer` would train on.
 """
 
 import os
@@ -106,19 +106,21 @@ def build_method_trainer(
     if name == "kto":
         values["per_device_train_batch_size"] *= 2  # a pair is two rows
         values["per_device_eval_batch_size"] *= 2
-    config = method.config(**{key: value for key, value in values.items() if value is not None})
-    rows = _unpaired_rows if name == "kto" else _pair_rows
+
+    def rows(pairs: Sequence[EncodedPair]) -> Dataset:
+        return Dataset.from_list(_unpaired_rows(pairs, arguments.seed) if name == "kto" else [*_pair_rows(pairs)])
+
     return method.trainer(
         model=model,
-        args=config,
-        train_dataset=Dataset.from_list(list(rows(train, arguments.seed))),
-        eval_dataset=None if test is None else Dataset.from_list(list(rows(test, arguments.seed))),
+        args=method.config(**{key: value for key, value in values.items() if value is not None}),
+        train_dataset=rows(train),
+        eval_dataset=None if test is None else rows(test),
         processing_class=tokenizer,
         **given,
     )
 
 
-def _pair_rows(pairs: Iterable[EncodedPair], seed: int) -> Iterator[dict[str, list[int]]]:  # noqa: ARG001
+def _pair_rows(pairs: Iterable[EncodedPair]) -> Iterator[dict[str, list[int]]]:
     """Rows as CPOTrainer and ORPOTrainer make them."""
     for pair in pairs:
         row = {"prompt_input_ids": pair.prompt_ids, "prompt_attention_mask": [1] * len(pair.prompt_ids)}

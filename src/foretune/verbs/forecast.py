@@ -194,9 +194,7 @@ def output_layer_problem(prepared: Prepared, objective: Objective, progress: Pro
     reference = exact.reference.double().cpu().numpy()
     return ForecastProblem(
         exact,
-        head_problem(head, states, prepared.pairs, mass=job.ours.alone_mass, convention=convention)
-        if alone
-        else None,
+        head_problem(head, states, prepared.pairs, mass=job.ours.alone_mass, convention=convention) if alone else None,
         None if job.convention.per_token else measured.kernel_features,
         reference[0] - reference[1],
         *_common(prepared, objective),

@@ -1,6 +1,5 @@
 """`reward`: a reward model, forecast, trained by TRL, and laid beside its forecast."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,8 @@ from foretune.statistics.priority import equal_rate_mixture, initial_rates
 from foretune.training.build import lora_config
 from foretune.training.reward_trainer import ModelObserver, RewardRun, reward_rows
 from foretune.training.terminal import TrainingBar, quieten
-from foretune.verbs.audit import SIDES, finding_columns, preview, provenance_of, texts_of, write_command
-from foretune.verbs.prepare import Prepared, Stopwatch
+from foretune.verbs.audit import finding_columns, pair_rows, provenance_of, write_command
+from foretune.verbs.prepare import Stopwatch
 from foretune.verbs.progress import Progress
 from foretune.verbs.reward_data import RewardData, prepare_reward
 from foretune.verbs.reward_forecast import forecast_reward, head_run, reward_curves, training_key
@@ -70,7 +69,7 @@ def _audit(data: RewardData, progress: Progress) -> None:
     behaviours = behaviour_rows(measured, kernel, draws=job.ours.draws, seed=job.training.seed)
     alignment, answers = alignments(measured), AnswerCounts()
     run.write_table("behaviours", behaviours)
-    run.write_table("pairs", _pair_rows(prepared, alignment, answers))
+    run.write_table("pairs", pair_rows(prepared, {"alignment": alignment}, answers))
     evidence = Evidence(behaviours, finding_columns(prepared, alignment), answers, prepared.counts, kernel)
     run.write_table("findings", [finding._asdict() for finding in find_all(evidence)])
     run.finish_stage(
@@ -88,25 +87,6 @@ def _audit(data: RewardData, progress: Progress) -> None:
             "notes": prepared.data.info.notes,
         },
     )
-
-
-def _pair_rows(prepared: Prepared, alignment: np.ndarray, answers: AnswerCounts) -> Iterator[dict[str, Any]]:
-    """Rows of pairs.parquet; a reward model has no log-probabilities."""
-    pairs = prepared.pairs
-    for index, row in enumerate(texts_of(prepared)):
-        behaviour, texts = pairs.names[pairs.behaviour[index]], {side: preview(row[side]) for side in SIDES}
-        if pairs.is_train[index]:
-            answers.add(behaviour, texts["chosen"], texts["rejected"])
-        yield {
-            "pair_id": int(pairs.pair_id[index]),
-            "behaviour": behaviour,
-            "split": "train" if pairs.is_train[index] else "test",
-            **texts,
-            **{f"{side}_tokens": int(pairs.lengths[index, place]) for place, side in enumerate(SIDES)},
-            "truncated": False,
-            "alignment": float(alignment[index]) if np.isfinite(alignment[index]) else None,
-            "weight": 1.0,
-        }
 
 
 def _train(data: RewardData, progress: Progress) -> None:

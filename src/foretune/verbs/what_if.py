@@ -21,7 +21,7 @@ from foretune.errors import UserError
 from foretune.records import RunFolder, load_run
 from foretune.scores import Convention
 from foretune.verbs.job import Job, job_from
-from foretune.verbs.losses import FORECAST, convention_of, objective_of
+from foretune.verbs.losses import convention_of, objective_of
 
 COLUMNS = [
     *("pair_id", "behaviour", "split", "chosen", "chosen_tokens", "rejected_tokens", "weight"),
