@@ -14,6 +14,7 @@ from pathlib import Path
 from fidelity_plan import behaviours_of, data_file
 from harness import write
 
+from foretune.records import RunFolder
 from foretune.report import build_comparison
 from foretune.verbs.compare import compare
 from foretune.verbs.job import job_from
@@ -48,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("FORETUNE_DATA", "../shared/data")))
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "foretune-compare")
+    parser.add_argument("--methods", default=",".join(METHODS), help="with commas between them")
     parser.add_argument("--seeds", default="0", help="with commas between them")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -57,11 +59,12 @@ def main() -> None:
     file.write_text("".join(line + "\n" for line in rows if json.loads(line)["behaviour"] in names))
     job = job_from(dataset_name=str(file), output_dir=str(options.work / "run"), **SETTINGS)
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    run = compare(job, methods=METHODS, seeds=seeds, progress=Progress())
+    run = compare(job, methods=options.methods.split(","), seeds=seeds, progress=Progress())
     build_comparison(run.path)
     seconds = {
         path.name: json.loads((path / "record.json").read_text())["train"]["seconds"]
         for path in sorted(run.path.glob("*-seed*"))
+        if RunFolder(path).stage_key("train")
     }
     settings = {name: value for name, value in SETTINGS.items() if name != "disable_tqdm"}
     write("compare", {"settings": settings, "train_seconds": seconds, **(run.read_json("comparison.json") or {})})
