@@ -18,7 +18,7 @@ from foretune.objectives import Objective
 from foretune.records import RunFolder
 from foretune.scores import Convention
 from foretune.training.build import TRAINABLE, default_device
-from foretune.verbs.losses import OF_DPO, OTHERS, convention_of, objective_of
+from foretune.verbs.losses import OTHERS, check_method, convention_of, objective_of
 
 TWINS = ("output_layer", "weight_space", "tangent")
 
@@ -321,10 +321,7 @@ def job_from(**explicit: Any) -> Job:
     job = Job(*fill(TYPES, values, explicit), explicit=without_restart(explicit))  # pyright: ignore
     if job.trainable not in TRAINABLE:
         raise UserError(f"trainable '{job.trainable}' is none of {', '.join(TRAINABLE)}.")
-    if job.ours.method not in ("dpo", *OTHERS):
-        raise UserError(f"method '{job.ours.method}' is none of dpo, {', '.join(OTHERS)}.")
-    if job.ours.method != "dpo" and (strange := [name for name in OF_DPO if name in explicit]):
-        raise UserError(f"{strange[0]} is an option of DPOTrainer alone: leave it out with --method {job.ours.method}.")
+    check_method(job.ours.method, explicit)
     if job.ours.band_runs == 1 or job.ours.band_runs < 0:
         raise UserError(f"band_runs is {job.ours.band_runs}: a band needs at least 2 runs, 0 leaves it out.")
     if any(not 0 < share < 1 for share in job.ours.forecast_at or []):

@@ -1,6 +1,6 @@
 """TRL's losses by their names: what each is a function of, and of which scores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from trl import DPOConfig
@@ -75,6 +75,18 @@ OF_DPO = (
     *("ld_alpha", "use_weighting", "sync_ref_model"),
 )
 FORECAST = ("sigmoid", "hinge", "ipo", "exo_pair", "robust", "discopop", "sigmoid_norm", "simpo")
+
+
+def check_method(name: str, explicit: Collection[str]) -> None:
+    """Refuse what names no trainer, and options that the trainer does not have.
+
+    Raises:
+        UserError: such a name or option.
+    """
+    if name not in ("dpo", *OTHERS):
+        raise UserError(f"method '{name}' is none of dpo, {', '.join(OTHERS)}.")
+    if name != "dpo" and (strange := [option for option in OF_DPO if option in explicit]):
+        raise UserError(f"{strange[0]} is an option of DPOTrainer alone: leave it out with --method {name}.")
 
 
 def objective_of(name: str, arguments: DPOConfig) -> Objective:
