@@ -58,8 +58,7 @@ class ForetuneArguments(SharedArguments):
     method: str = field(
         default="dpo",
         metadata={
-            "help": "Which of TRL's trainers: dpo (with any --loss_type), simpo or cpo (CPOTrainer), orpo, or kto "
-            "(each pair as two rows).",
+            "help": "TRL's trainer: dpo (any --loss_type), simpo or cpo (CPOTrainer), orpo, kto (pairs as two rows).",
             "choices": ["dpo", *OTHERS],
         },
     )
