@@ -45,6 +45,7 @@ bench: $(STAMP)  ## studies on real data and speed beside peers; results go to b
 studies: $(STAMP)  ## forecasts and what-ifs beside real runs, many hours, resumable; results go to docs/fidelity.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity.py
 	$(BIN)/python benchmarks/what_if.py
+	$(BIN)/python benchmarks/compare.py
 	$(BIN)/python benchmarks/fidelity_page.py
 
 docs: $(STAMP)  ## check that every public name, verb, column and link is documented; run the examples

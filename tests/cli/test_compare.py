@@ -17,14 +17,16 @@ def command(folder, data, out, *more):
 
 def test_methods_are_run_on_the_same_rows_and_laid_side_by_side(tiny_folder, persona_file, tmp_path, capsys):
     out = tmp_path / "run"
-    flags = ("--methods", "dpo,slic,aot", "--seeds", "1,2")
+    flags = ("--methods", "dpo,simpo,aot,kto", "--seeds", "1,2")
     assert run("compare", *command(tiny_folder, persona_file, out, *flags)) == 0
-    assert "slic" in capsys.readouterr().out
+    assert "simpo" in capsys.readouterr().out
     content = load_run(out).read_json("comparison.json")
     entries = {entry["method"]: entry for entry in content["methods"]}
-    assert list(entries) == ["dpo", "slic", "aot"]
+    assert list(entries) == ["dpo", "simpo", "aot", "kto"]
     assert entries["dpo"]["seeds"] == [1, 2]
     assert entries["dpo"]["forecast"]["margin_r2"] > 0.999
+    assert entries["simpo"]["forecast"]["margin_r2"] > 0.999
+    assert entries["kto"]["forecast"] is None and "apart" in entries["kto"]["not_forecast_because"]
     assert entries["aot"]["forecast"] is None and "aot" in entries["aot"]["not_forecast_because"]
     assert content["order_agreement"][0][0] is None or content["order_agreement"][0][0] == 1
     pairs = [load_run(out / name).read_arrays("observed_pairs")["pair_id"] for name in ("dpo-seed1", "aot-seed2")]

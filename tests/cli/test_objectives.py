@@ -81,7 +81,7 @@ REFUSED = {
 def test_losses_that_cannot_be_forecast_are_refused_with_the_reason(loss_type):
     smoothing = {"label_smoothing": 0.6} if loss_type == "robust" else {}
     job = job_from(model_name_or_path="x", dataset_name="y", loss_type=[loss_type], **smoothing)
-    with pytest.raises(UserError, match=f"loss_type {loss_type} cannot be forecast.*{REFUSED[loss_type]}"):
+    with pytest.raises(UserError, match=f"{loss_type} cannot be forecast.*{REFUSED[loss_type]}"):
         job.objective()
 
 

@@ -12,8 +12,9 @@ from trl import RewardConfig, RewardTrainer
 import foretune
 from foretune.cli.reward import ensemble_table
 from foretune.errors import UserError
-from foretune.models.reward import last_states, load_reward_model, rewards
+from foretune.models.reward import FrozenReward, last_states, load_reward_model, rewards
 from foretune.verbs.progress import Progress
+from foretune.verbs.replay import replay
 from foretune.verbs.reward_data import prepare_reward
 from foretune.verbs.reward_job import reward_job_from
 
@@ -77,11 +78,38 @@ def test_the_states_are_those_that_the_score_head_reads(tiny_folder):
     torch.testing.assert_close(told, torch.tensor(alone))
 
 
+@pytest.mark.parametrize("pads_with_the_end", [True, False])
+def test_a_frozen_reward_model_says_what_the_model_says(tiny_folder, pads_with_the_end):
+    model, tokenizer = load_reward_model(str(tiny_folder)).loaded[:2]
+    if not pads_with_the_end:
+        model.config.get_text_config().pad_token_id = 0
+    end, generator = tokenizer.eos_token_id, torch.Generator().manual_seed(0)
+    prompts = torch.randint(5, 500, (3, 30), generator=generator).tolist()
+    sequences = [[*prompt[: 20 + row], answer, end] for row, prompt in enumerate(prompts) for answer in range(7, 15)]
+    judge = FrozenReward(model)
+    torch.testing.assert_close(judge(sequences), rewards(model, sequences), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(judge(sequences[:3]), judge(sequences)[:3], atol=0, rtol=0)
+
+
 def test_the_forecast_of_the_score_head_is_the_run_of_the_trainer(finished):
     assert difference(finished) < 1e-4
     found = finished.read_json("verification.json")
     assert found["margin_slope"] == pytest.approx(1, abs=1e-4)
     assert found["relative_loss_error"] < 1e-3
+
+
+def test_training_on_stored_states_gives_the_same_reward_model(finished, tiny_folder, free_text_file, tmp_path):
+    changes = {"center_rewards_coefficient": 0.01, "stored_states": True, "forecast_alone": False}
+    quick = run(tiny_folder, free_text_file, tmp_path / "run", **changes)
+    ends = [folder.read_arrays("observed_pairs")["margins"][-1] for folder in (quick, finished)]
+    np.testing.assert_allclose(*ends, atol=1e-4)
+    heads = [load_reward_model(str(folder.path)).loaded.model.score.weight for folder in (quick, finished)]
+    torch.testing.assert_close(*heads, atol=1e-4, rtol=1e-4)
+    assert "one computation" in quick.record["train"]["notes"][0]
+
+    _, differences = replay(quick.path, tmp_path / "again")
+    assert max(differences.values()) < 1e-6
+    assert ("observed", "margin") in differences
 
 
 @pytest.mark.parametrize("changes", [{"optim": "sgd", "gradient_accumulation_steps": 2}, {"max_grad_norm": 0.01}])

@@ -12,8 +12,11 @@ from foretune.cli.rlhf import policy_table
 from foretune.errors import UserError
 from foretune.models.reward import load_reward_model
 from foretune.models.sampling import draw_pairs
+from foretune.report import build_report
+from foretune.verbs.replay import replay
 from foretune.verbs.rlhf import overoptimised, rlhf
 from foretune.verbs.rlhf_job import rlhf_job_from
+from foretune.verbs.verify import verify
 
 SETTINGS = {
     "dtype": "float32",
@@ -135,6 +138,20 @@ def test_a_finished_run_is_not_repeated(finished):
     before = finished.stages["rlhf"]
     settings = {**finished.read_yaml("config.yaml"), "output_dir": str(finished.path)}
     assert rlhf(rlhf_job_from(**settings)).stages["rlhf"] == before
+
+
+def test_other_verbs_say_what_shows_it(finished):
+    for verb in (lambda: verify(finished), lambda: build_report(finished.path)):
+        with pytest.raises(UserError, match="holds an RLHF run.*foretune rlhf --output_dir"):
+            verb()
+
+
+def test_a_run_can_be_replayed(policy_folder, prompts_file, judges, tmp_path):
+    changes = {"max_completion_length": 1, "candidates": 2, "learning_rate": 0.01, "max_steps": 2, "observe_pairs": 2}
+    first = run(policy_folder, prompts_file, judges, tmp_path / "run", **changes)
+    _, differences = replay(first.path, tmp_path / "again")
+    assert max(differences.values()) < 1e-6
+    assert ("policy", "heldout_reward") in differences
 
 
 def test_longer_answers_are_forecast_in_first_order(policy_folder, prompts_file, judges, tmp_path):

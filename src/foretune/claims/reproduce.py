@@ -100,9 +100,9 @@ def reproduce(
 
 
 def _check(job: Job) -> None:
-    if job.training.loss_type != ["sigmoid"]:
+    if job.losses != ["sigmoid"]:
         raise UserError(
-            f"the claims are about DPO, loss_type is {' + '.join(job.training.loss_type)}: leave out --loss_type."
+            f"the claims are about DPO, the run's loss is {' + '.join(job.losses)}: leave out --method and --loss_type."
         )
     if processes.count() > 1:
         raise UserError(

@@ -27,7 +27,8 @@ def run(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     target = given.output_dir or f"{str(given.run).rstrip('/')}-replay"
     folder, differences = replay(given.run, target, progress=Progress())
-    finish(folder)
+    if folder.stage_key("rlhf") is None:  # a policy's run has no report
+        finish(folder)
     if not processes.is_main():
         return
     table = Table("table", "column", "largest relative difference")

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from foretune import processes
 from foretune.errors import UserError
-from foretune.verbs.what_if import OBJECTIVES, Answer, what_if
+from foretune.verbs.losses import FORECAST
+from foretune.verbs.what_if import Answer, what_if
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -29,7 +30,7 @@ def run(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--rows_per_behaviour", type=int, help="train on at most so many rows of each behaviour")
     parser.add_argument("--label_noise", type=float, default=0.0, help="share of rows whose labels are flipped")
-    parser.add_argument("--objective", choices=OBJECTIVES, help="another loss")
+    parser.add_argument("--objective", choices=FORECAST, help="another loss")
     parser.add_argument("--split", default="train", choices=["train", "test"], help="whose figures to show")
     parser.add_argument("--json", type=Path, help="also write the whole answer to this file")
     given, others = parser.parse_known_args(arguments)

@@ -21,6 +21,7 @@ def curve_rows(
     *,
     reference_margin: FloatArray,
     weights: FloatArray,
+    reference_free: bool = False,
     also: Mapping[str, FloatArray] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of forecast.parquet or observed.parquet: one a behaviour (and "all"), split and step.
@@ -33,6 +34,7 @@ def curve_rows(
         objective: the loss; of rankings, whose contrasts the n pairs are, the figures are means over all pairs of a
             ranking that are not tied, then over rankings.
         reference_margin: log π_ref(chosen) − log π_ref(rejected), shape (n,).
+        reference_free: the loss sees log π(chosen) − log π(rejected) itself, not against the reference.
         also: further columns whose means are wanted, each of shape (T, n); of rankings those of the two sides,
             `chosen_…` and `rejected_…`.
         weights: row weights; losses are weighted means, accuracies and margins count every pair once.
@@ -56,7 +58,8 @@ def curve_rows(
             pairs.share,
         )
     groups = behaviour_of, split_of
-    return _rows(steps, objective.value(margins), margins, reference_margin, *groups, weights, also or {}, None)
+    losses = objective.value(margins + reference_margin if reference_free else margins)
+    return _rows(steps, losses, margins, reference_margin, *groups, weights, also or {}, None)
 
 
 def _sides(pairs: OrderedPairs, first: np.ndarray, also: Mapping[str, FloatArray]) -> dict[str, FloatArray]:

@@ -59,6 +59,7 @@ class ForecastProblem(NamedTuple):
         objective: the loss.
         arguments: the run's own `TrainingArguments`.
         observations: number of recorded steps.
+        reference_free: the loss sees log π(chosen) − log π(rejected) itself; margins are against the reference anyway.
         checkpoint: of the pilot that the simulated run goes on from (see `simulate_run`).
         past: what was observed of the pilot, margins of the same observed pairs.
         renewal: where margins are linearised anew (see `simulate_run`).
@@ -78,10 +79,15 @@ class ForecastProblem(NamedTuple):
     objective: Objective | RankingLoss
     arguments: Any
     observations: int
+    reference_free: bool = False
     checkpoint: Path | None = None
     past: SimulatedRun | None = None
     renewal: Renewal | None = None
     variants: Callable[[], Sequence[Variant]] = tuple
+
+    def offsets(self, pairs: NDArray[np.int64]) -> FloatArray:
+        """What the loss adds to the margins of some pairs, shape (len(pairs),)."""
+        return self.reference_margin[pairs] if self.reference_free else np.zeros(len(pairs))
 
 
 class Forecast(NamedTuple):
@@ -133,6 +139,7 @@ def _joint(problem: ForecastProblem, margins: MarginModel, renewal: Renewal | No
             problem.objective,
             train_pairs=problem.train_pairs,
             weights=problem.weights[problem.train_pairs],
+            offsets=problem.offsets(problem.train_pairs),
             observed=problem.observed,
             observations=problem.observations,
             checkpoint=problem.checkpoint,
@@ -195,6 +202,7 @@ def _alone(problem: ForecastProblem, margins: MarginModel, behaviour: str, joint
             problem.objective,
             train_pairs=own,
             weights=problem.weights[own],
+            offsets=problem.offsets(own),
             observed=members,
             observations=problem.observations,
         )
@@ -272,6 +280,7 @@ def _rows(
         objective.within(members) if isinstance(objective, RankingLoss) else objective,
         reference_margin=problem.reference_margin[members],
         weights=problem.weights[members],
+        reference_free=problem.reference_free,
     )
     kept = rows if trained_on == "mixture" else [row for row in rows if row["behaviour"] != "all"]
     return [{"method": method, "trained_on": trained_on, **row} for row in kept]

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, set_seed
 
 from foretune.errors import UserError
+from foretune.models.batches import supports_packing
+from foretune.models.encoding import EncodedPair
 from foretune.models.evaluating import evaluating
+from foretune.models.forward_pass import ForwardPass
 from foretune.models.load import LoadedModel, check_finite, resolve_name
 
 TOKENS_AT_ONCE = 4096
@@ -131,6 +134,33 @@ def rewards(model: nn.Module, sequences: Sequence[Sequence[int]]) -> Tensor:
         for members, batch in _batches(model, sequences):
             found[members] = model(**batch).logits[:, 0].float().cpu()
     return found
+
+
+class FrozenReward:
+    """A reward model that is not trained any more: it reads each sequence once, and a common beginning once."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Nothing is read yet."""
+        self._model = model.requires_grad_(False)
+        self._pad = model.config.get_text_config().pad_token_id
+        self._forward = ForwardPass(model, packed=supports_packing(model))
+        self._known: dict[tuple[int, ...], float] = {}
+
+    def __call__(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """The reward of each sequence, shape (sequences,), float32."""
+        asked = [self._without_padding(sequence) for sequence in sequences]
+        if new := list(dict.fromkeys(sequence for sequence in asked if sequence not in self._known)):
+            # a prompt's last token is the one whose state is scored
+            pairs = [EncodedPair(0, "", "", 1.0, list(ids), [0], [0], False) for ids in new]
+            with evaluating(self._model):
+                found = self._model.score(self._forward.states(pairs))[:, 0]
+            self._known |= zip(new, found.float().tolist(), strict=True)
+        return torch.tensor([self._known[sequence] for sequence in asked])
+
+    def _without_padding(self, sequence: Sequence[int]) -> tuple[int, ...]:
+        """Up to the rightmost token that is not the padding token."""
+        end = max((place for place, token in enumerate(sequence, 1) if token != self._pad), default=1)
+        return tuple(sequence[:end])
 
 
 def answered(prompt_ids: Sequence[int], completion_ids: Sequence[int], end: int) -> list[int]:

@@ -148,6 +148,19 @@ def load_run(path: str | os.PathLike[str]) -> RunFolder:
     return run
 
 
+def refuse_rlhf(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Refuse the run folder of a policy where a preference run is asked for.
+
+    Raises:
+        UserError: it is one.
+    """
+    if "rlhf" in record.get("stages", {}):
+        raise UserError(
+            f"{path} holds an RLHF run, forecast and outcome side by side in policy.parquet: "
+            f"`foretune rlhf --output_dir {path}` shows them."
+        )
+
+
 def _finite(content: Any) -> Any:
     if isinstance(content, Mapping):
         return {str(key): _finite(value) for key, value in content.items()}

@@ -21,7 +21,7 @@ COLUMNS = (
     (
         "chosen_displacement",
         "chosen answers",
-        "change of the chosen answers' score (nats; a token's mean for ipo and dpo_norm); below 0 they fell",
+        "change of the chosen answers' log-probability (nats, summed over tokens); below 0 they fell",
     ),
     ("divergence", "KL spent", "KL of the trained model to the reference at the data's responses, nats a token"),
     (

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from foretune.errors import UserError
+from foretune.records.run_folder import refuse_rlhf
 
 Row = dict[str, Any]
 ALL = "all"
@@ -103,15 +104,18 @@ def read_folder(run_dir: Path | str) -> RunFolder:
     """Read what a run folder holds.
 
     Raises:
-        UserError: There is no such folder, it holds no `record.json`, or a file in it cannot be read.
+        UserError: There is no such folder, it holds no `record.json`, it holds an
+            RLHF run, or a file in it cannot be read.
     """
     path = Path(run_dir)
     if not (path / "record.json").is_file():
         what = "has no record.json" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {what}, so it is not a run folder. Run `foretune audit` first.")
+    record = _read_json(path / "record.json")
+    refuse_rlhf(path, record)
     return RunFolder(
         path=path,
-        record=_read_json(path / "record.json"),
+        record=record,
         behaviours=_read_rows(path / "behaviours.parquet"),
         forecast=_best_method(_read_rows(path / "forecast.parquet")),
         observed=_read_rows(path / "observed.parquet"),

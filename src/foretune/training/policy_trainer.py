@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, get_scheduler
 from trl import ModelConfig, RLOOConfig, RLOOTrainer
 
 from foretune.models.encoding import encode_prompt
-from foretune.models.reward import answered, rewards
+from foretune.models.reward import FrozenReward, answered
 from foretune.training.build import lora_config, prepare_trainable
 from foretune.training.terminal import quieten
 
@@ -19,7 +18,7 @@ NAMES = ("proxy", "heldout")
 
 def build_policy_trainer(
     model: PreTrainedModel,
-    judges: Sequence[nn.Module],
+    judges: Sequence[FrozenReward],
     arguments: RLOOConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -55,7 +54,7 @@ def build_policy_trainer(
     return trainer
 
 
-def _reward(judge: nn.Module, name: str, tokenizer: PreTrainedTokenizerBase) -> Callable[..., list[float]]:
+def _reward(judge: FrozenReward, name: str, tokenizer: PreTrainedTokenizerBase) -> Callable[..., list[float]]:
     """The judge as TRL calls it."""
 
     def reward(prompts: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -63,7 +62,7 @@ def _reward(judge: nn.Module, name: str, tokenizer: PreTrainedTokenizerBase) -> 
             answered(encode_prompt(prompt, tokenizer), ids, tokenizer.eos_token_id)
             for prompt, ids in zip(prompts, completion_ids, strict=True)
         ]
-        return rewards(judge, sequences).tolist()
+        return judge(sequences).tolist()
 
     reward.__name__ = name
     return reward

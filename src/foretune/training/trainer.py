@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
+from transformers import Trainer
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
@@ -189,9 +190,14 @@ class PreferenceTrainer(DPOTrainer):
 
     def log_observation(self, metrics: dict[str, float]) -> None:
         """Log metrics that were measured on fixed pairs (see `BehaviourObserver`), as they are, to `report_to`."""
-        wanted = self.control.should_log  # logging answers a wish to log; TRL's own of this step is still open
-        super(DPOTrainer, self).log(dict(metrics))
-        self.control.should_log = wanted
+        log_observation(self, metrics)
+
+
+def log_observation(trainer: Trainer, metrics: dict[str, float]) -> None:
+    """Log metrics as they are, without those that the trainer adds of its own."""
+    wanted = trainer.control.should_log  # logging answers a wish to log; TRL's own of this step is still open
+    Trainer.log(trainer, dict(metrics))
+    trainer.control.should_log = wanted
 
 
 def _references_once(config: DPOConfig | None, rows: Any) -> DPOConfig | None:

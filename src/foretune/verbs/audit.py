@@ -1,6 +1,6 @@
 """`audit`: read the data and the model once, and say what the data will teach how strongly."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -228,14 +228,22 @@ def _answertexts_of(prepared: Prepared) -> list[str] | None:
 def _pair_rows(
     prepared: Prepared, features: PairFeatures, alignment: np.ndarray, answers: AnswerCounts
 ) -> Iterator[dict[str, Any]]:
+    """Rows of pairs.parquet. Of a pair that was not audited its scores and alignment are unknown."""
+    known = np.full((len(FIGURES), len(prepared.pairs)), np.nan)
+    margins = features.chosen_logp - features.rejected_logp
+    known[:, prepared.audited_places] = np.stack([features.chosen_logp, features.rejected_logp, margins, alignment])
+    return pair_rows(prepared, dict(zip(FIGURES, known, strict=True)), answers)
+
+
+def pair_rows(prepared: Prepared, figures: Mapping[str, np.ndarray], answers: AnswerCounts) -> Iterator[dict[str, Any]]:
     """Rows of pairs.parquet, one by one; the answers of the training pairs are counted on the way.
 
-    Of a pair that was not audited its scores and alignment are unknown.
+    Args:
+        prepared: the job.
+        figures: columns by name, shape (n,) each; NaN where unknown.
+        answers: where answers are counted.
     """
-    pairs, known = prepared.pairs, np.full((len(prepared.pairs), 4), np.nan)
-    margins = features.chosen_logp - features.rejected_logp
-    figures = np.stack([features.chosen_logp, features.rejected_logp, margins, alignment], 1)
-    known[prepared.audited_places] = figures
+    pairs = prepared.pairs
     for index, row in enumerate(texts_of(prepared)):
         behaviour, texts = pairs.names[pairs.behaviour[index]], {side: preview(row[side]) for side in SIDES}
         if pairs.is_train[index]:
@@ -248,7 +256,7 @@ def _pair_rows(
             **texts,
             **{f"{side}_tokens": int(pairs.lengths[index, place]) for place, side in enumerate(SIDES)},
             "truncated": bool(pairs.truncated[index]),
-            **{name: _number(value) for name, value in zip(FIGURES, known[index], strict=True)},
+            **{name: _number(values[index]) for name, values in figures.items()},
             "weight": float(pairs.weight[index]),
         }
 

@@ -13,13 +13,14 @@ from foretune.records.provenance import sha256_of
 from foretune.verbs.audit import audit_prepared
 from foretune.verbs.forecast import forecast_prepared
 from foretune.verbs.job import Job, job_from
+from foretune.verbs.losses import OF_DPO
 from foretune.verbs.prepare import Prepared, prepare
 from foretune.verbs.progress import Progress
 from foretune.verbs.train import train_prepared
 from foretune.verbs.verify import verify
 from foretune.verification import MethodRun, compare_methods, order_agreement
 
-# The arguments that make each method; those of the last three need rankings.
+# The arguments that make each method: of DPOTrainer, of another trainer of TRL's, or, the last three, of rankings.
 METHODS: dict[str, dict[str, Any]] = {
     "dpo": {"loss_type": ["sigmoid"]},
     "dpo_norm": {"loss_type": ["sigmoid_norm"]},
@@ -35,6 +36,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "aot": {"loss_type": ["aot"]},
     "discopop": {"loss_type": ["discopop"]},
     "wpo": {"loss_type": ["sigmoid"], "use_weighting": True},
+    "simpo": {"method": "simpo", "beta": 2.0},
+    "cpo": {"method": "cpo"},
+    "orpo": {"method": "orpo"},
+    "kto": {"method": "kto"},
     "plackett_luce": {"ranking_loss": "plackett_luce"},
     "pairwise": {"ranking_loss": "pairwise"},
     "top1": {"ranking_loss": "top1"},
@@ -99,7 +104,9 @@ def _run(prepared: Prepared, method: str, seed: int, progress: Progress) -> tupl
     """One run, and why it could not be forecast."""
     base = prepared.job
     folder = base.run.path / f"{method}-seed{seed}"
-    settings = {**base.explicit, **METHODS[method], "seed": seed, "output_dir": str(folder)}
+    foreign = ("method", *OF_DPO) if "method" in METHODS[method] else ("method",)
+    given = {name: value for name, value in base.explicit.items() if name not in foreign}
+    settings = {**given, **METHODS[method], "seed": seed, "output_dir": str(folder)}
     own = prepared._replace(job=job_from(**settings))
     processes.on_main(lambda: _share_audit(base.run, folder))
     try:

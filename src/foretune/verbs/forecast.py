@@ -22,6 +22,7 @@ from foretune.models.head import head_of
 from foretune.objectives import Objective, RankingObjective
 from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of
+from foretune.scores import Convention
 from foretune.statistics.behaviours import Measured
 from foretune.statistics.moments import Rows
 from foretune.verbs.audit import (
@@ -189,15 +190,14 @@ def output_layer_problem(
 ) -> ForecastProblem:
     """The run of the output layer alone: exact for runs that train it alone."""
     job, measured = prepared.job, measure(prepared, features_of(prepared, progress))
+    convention = job.convention._replace(reference=True)  # margins are against the reference, whatever the loss sees
     head, states = head_of(prepared.loaded.model), read_states(store_of(prepared), prepared.pairs.num_states)
-    exact = head_problem(head, states, prepared.pairs, convention=job.convention)
+    exact = head_problem(head, states, prepared.pairs, convention=convention)
     alone = job.ours.forecast_alone is not False
     reference = exact.reference.double().cpu().numpy()
     return ForecastProblem(
         exact,
-        head_problem(head, states, prepared.pairs, mass=job.ours.alone_mass, convention=job.convention)
-        if alone
-        else None,
+        head_problem(head, states, prepared.pairs, mass=job.ours.alone_mass, convention=convention) if alone else None,
         None if job.convention.per_token or job.ranking_loss else measured.kernel_features,
         reference[0] - reference[1],
         *_common(prepared, objective),
@@ -217,6 +217,7 @@ def _common(prepared: Prepared, objective: Objective | RankingObjective) -> tupl
         loss,
         prepared.job.training,
         prepared.job.ours.observations,
+        not prepared.job.convention.reference,
     )
 
 
@@ -356,12 +357,12 @@ def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, wat
 
 
 def _loss_name(job: Job) -> str:
-    name = job.training.loss_type[0]
+    name = job.losses[0]
     return {None: name, "pairwise": f"pairwise {name}"}.get(job.ranking_loss, str(job.ranking_loss))
 
 
 def _scores(job: Job) -> str:
-    return f" ({job.convention})" if job.convention.per_token else ""
+    return f" ({job.convention})" if job.convention != Convention() else ""
 
 
 def _unlearned(joint: list[dict[str, Any]], last: int) -> list[str]:
@@ -383,7 +384,7 @@ def _notes(job: Job, problem: ForecastProblem) -> list[str]:
         )
     if job.convention.per_token and job.twin == "output_layer":
         notes.append(
-            f"{job.training.loss_type[0]} averages over a response's tokens: the simulated run does so too, gradient "
+            f"{job.losses[0]} averages over a response's tokens: the simulated run does so too, gradient "
             "flow and closed form, whose features are of sums, are left out."
         )
     if problem.features is not None:

@@ -19,7 +19,14 @@ from foretune.objectives import Objective, RankingObjective
 from foretune.records import RunFolder
 from foretune.scores import Convention
 from foretune.training.build import TRAINABLE, default_device
-from foretune.verbs.losses import RANKING_LOSSES, convention_of, objective_of, ranking_objective_of
+from foretune.verbs.losses import (
+    OTHERS,
+    RANKING_LOSSES,
+    check_method,
+    convention_of,
+    objective_of,
+    ranking_objective_of,
+)
 
 TWINS = ("output_layer", "weight_space", "tangent")
 
@@ -56,6 +63,13 @@ class SharedArguments:
 class ForetuneArguments(SharedArguments):
     """What foretune adds to the arguments of `trl dpo`."""
 
+    method: str = field(
+        default="dpo",
+        metadata={
+            "help": "TRL's trainer: dpo (any --loss_type), simpo or cpo (CPOTrainer), orpo, kto (pairs as two rows).",
+            "choices": ["dpo", *OTHERS],
+        },
+    )
     trainable: str | None = field(
         default=None,
         metadata={
@@ -201,6 +215,11 @@ class Job:
         """The loss of rankings; None: the data are pairs."""
         return self.ours.ranking_loss if isinstance(self.ours, ForetuneArguments) else None
 
+    @property
+    def losses(self) -> list[str]:
+        """Names of what is minimised: DPOTrainer's loss types, or another trainer's one loss."""
+        return self.training.loss_type if self.ours.method == "dpo" else [self.ours.method]
+
     def device(self) -> torch.device:
         """Where models run."""
         return torch.device("cpu") if self.training.use_cpu else default_device()
@@ -232,12 +251,12 @@ class Job:
         """
         if self.ranking_loss is not None:
             raise UserError("this is not computed for rankings: leave out --ranking_loss and use pairs.")
-        if len(self.training.loss_type) != 1:
+        if len(self.losses) != 1:
             raise UserError(
-                f"loss_type {' + '.join(self.training.loss_type)} cannot be forecast: a forecast follows one loss; use "
-                "one, or `foretune train` alone, which runs every TRL loss."
+                f"{' + '.join(self.losses)} cannot be forecast: a forecast follows one loss; use "
+                "one, or `foretune train` alone, which runs every loss."
             )
-        found = objective_of(self.training.loss_type[0], self.training)
+        found = objective_of(self.losses[0], self.training)
         self._check_unchanged("cannot be forecast: leave it out, or use `foretune train` alone.")
         return found
 
@@ -258,7 +277,7 @@ class Job:
     @property
     def convention(self) -> Convention:
         """What scores the loss is given; sums where there are several losses."""
-        return convention_of(self.training.loss_type[0]) if len(self.training.loss_type) == 1 else Convention()
+        return convention_of(self.losses[0]) if len(self.losses) == 1 else Convention()
 
     def load_data(self) -> PreferenceData:
         """The preference data that the arguments name."""
@@ -358,6 +377,7 @@ def job_from(**explicit: Any) -> Job:
     job = Job(*fill(TYPES, values, explicit), explicit=without_restart(explicit))  # pyright: ignore
     if job.trainable not in TRAINABLE:
         raise UserError(f"trainable '{job.trainable}' is none of {', '.join(TRAINABLE)}.")
+    check_method(job.ours.method, explicit)
     if job.ours.band_runs == 1 or job.ours.band_runs < 0:
         raise UserError(f"band_runs is {job.ours.band_runs}: a band needs at least 2 runs, 0 leaves it out.")
     if any(not 0 < share < 1 for share in job.ours.forecast_at or []):

@@ -1,6 +1,6 @@
 """TRL's losses by their names: what each is a function of, and of which scores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from trl import DPOConfig
@@ -10,6 +10,7 @@ from foretune.objectives import (
     DPO,
     EXO,
     IPO,
+    ORPO,
     DiscoPOP,
     Objective,
     Pairwise,
@@ -22,6 +23,8 @@ from foretune.objectives import (
     apo_down,
     apo_zero,
     bco,
+    cpo,
+    kto_pair,
     nca,
     simpo,
     sppo_hard,
@@ -63,12 +66,34 @@ NO_PAIR = {
     "aot_unpaired": "it sorts the scores of a batch, so it is no function of one pair",
     "sft": "it learns from the chosen responses alone, a mean over the tokens of a batch",
 }
-# Losses of other trainers that a what-if can ask for as well.
-OTHERS = {"simpo": Loss(lambda arguments: simpo(beta=arguments.beta), Convention(per_token=True, reference=False))}
+# Losses of other trainers than DPOTrainer, by `--method`.
+OTHERS = {
+    "simpo": Loss(lambda arguments: simpo(beta=arguments.beta), Convention(per_token=True, reference=False)),
+    "cpo": Loss(lambda arguments: cpo(base=DPO(beta=arguments.beta)), Convention(reference=False)),
+    "orpo": Loss(lambda arguments: ORPO(strength=arguments.beta), Convention(per_token=True, reference=False)),
+    "kto": Loss(lambda arguments: kto_pair(beta=arguments.beta)),
+}
 # Losses of whole rankings: of their own, and TRL's of all pairs.
 RANKING_LOSSES = ("plackett_luce", "pairwise", "top1")
 PAIRWISE = ("sigmoid", "hinge", "exo_pair", "robust", "discopop")
-FORECAST = ("sigmoid", "hinge", "ipo", "exo_pair", "robust", "discopop", "sigmoid_norm")
+# What only DPOTrainer knows.
+OF_DPO = (
+    *("loss_type", "loss_weights", "label_smoothing", "discopop_tau", "f_divergence_type", "f_alpha_divergence_coef"),
+    *("ld_alpha", "use_weighting", "sync_ref_model", "ranking_loss"),
+)
+FORECAST = ("sigmoid", "hinge", "ipo", "exo_pair", "robust", "discopop", "sigmoid_norm", "simpo")
+
+
+def check_method(name: str, explicit: Collection[str]) -> None:
+    """Refuse what names no trainer, and options that the trainer does not have.
+
+    Raises:
+        UserError: such a name or option.
+    """
+    if name not in ("dpo", *OTHERS):
+        raise UserError(f"method '{name}' is none of dpo, {', '.join(OTHERS)}.")
+    if name != "dpo" and (strange := [option for option in OF_DPO if option in explicit]):
+        raise UserError(f"{strange[0]} is an option of DPOTrainer alone: leave it out with --method {name}.")
 
 
 def objective_of(name: str, arguments: DPOConfig) -> Objective:
@@ -82,13 +107,13 @@ def objective_of(name: str, arguments: DPOConfig) -> Objective:
         try:
             objective = loss.make(arguments)
         except ValueError as error:
-            raise UserError(f"loss_type {name} cannot be forecast with these arguments: {error}") from error
+            raise UserError(f"{name} cannot be forecast with these arguments: {error}") from error
         if isinstance(objective, Objective):
             return objective
         why = "it treats chosen and rejected scores apart, and a forecast follows their difference alone"
     raise UserError(
-        f"loss_type {name} cannot be forecast: {why}; use one of {', '.join(FORECAST)}, or `foretune train` alone, "
-        "which runs every TRL loss."
+        f"{name} cannot be forecast: {why}; use one of {', '.join(FORECAST)}, or `foretune train` alone, "
+        "which runs every loss."
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from trl import get_quantization_config
 
 from foretune import processes
@@ -17,10 +17,11 @@ from foretune.records import RunFolder
 from foretune.records.linking import link
 from foretune.records.provenance import sha256_of
 from foretune.training.build import lora_config, prepare_trainable
+from foretune.training.method_trainers import build_method_trainer
 from foretune.training.observer import BehaviourObserver
 from foretune.training.ranking_trainer import RankingTrainer
 from foretune.training.terminal import TrainingBar, quieten
-from foretune.training.trainer import PreferenceTrainer
+from foretune.training.trainer import PreferenceTrainer, log_observation
 from foretune.verbs.audit import features_key, write_command
 from foretune.verbs.losses import ranking_objective_of
 from foretune.verbs.prepare import Prepared, load_reference
@@ -29,7 +30,7 @@ from foretune.verbs.progress import Progress
 
 def run_trainer(
     prepared: Prepared, progress: Progress, callback: TrainerCallback | None = None
-) -> tuple[PreferenceTrainer, BehaviourObserver]:
+) -> tuple[Trainer, BehaviourObserver]:
     """Run the trainer, from the run folder's last checkpoint if there is one, until its end or a callback stops it."""
     job, run = prepared.job, prepared.job.run
     checkpoint = processes.on_main(lambda: _checkpoint(prepared))
@@ -42,7 +43,7 @@ def run_trainer(
         packed=packed(prepared),
     )
     trainer = build_trainer(prepared)
-    observer.log = trainer.log_observation
+    observer.log = lambda metrics: log_observation(trainer, metrics)
     trainer.add_callback(observer)
     if callback is not None:
         trainer.add_callback(callback)
@@ -52,26 +53,43 @@ def run_trainer(
     return trainer, observer
 
 
-def build_trainer(prepared: Prepared) -> PreferenceTrainer:
-    """The trainer that `trl dpo` would build from the same arguments, with behaviours and weights."""
+def build_trainer(prepared: Prepared) -> Trainer:
+    """The trainer that `trl dpo` would build from the same arguments, with behaviours and weights; or a method's own.
+
+    Raises:
+        UserError: row weights for a trainer that has none.
+    """
     job = prepared.job
+    if job.ours.method != "dpo" and np.ptp(prepared.weights[prepared.train_pairs]) > 0:
+        raise UserError(
+            f"method {job.ours.method} has no row weights: drop the column '{job.ours.weight_column}' or name another "
+            "with --weight_column."
+        )
     model = load_reference(job, to_train=True).model
     prepare_trainable(model, job.trainable)
+    shared: dict[str, Any] = {
+        "peft_config": lora_config(job.model, model) if job.trainable == "lora" else None,
+        "callbacks": [TrainingBar()],
+    }
+    evaluates, tokenizer = job.training.eval_strategy != "no", prepared.loaded.tokenizer
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        if job.ours.method != "dpo":
+            splits = ("train", "test") if evaluates else ("train",)
+            pairs = {split: [pair for pair in prepared.pairs if pair.split == split] for split in splits}
+            return build_method_trainer(job.ours.method, model, job.training, tokenizer, **pairs, **shared)
         ranking = None if job.ranking_loss is None else ranking_objective_of(job.ranking_loss, job.training)
         make = PreferenceTrainer if ranking is None else partial(RankingTrainer, objective=ranking)
         return make(
             model=model,
             args=job.training,
             train_dataset=prepared.rows("train"),
-            eval_dataset=prepared.rows("test") if job.training.eval_strategy != "no" else None,
-            processing_class=prepared.loaded.tokenizer,
-            peft_config=lora_config(job.model, model) if job.trainable == "lora" else None,
+            eval_dataset=prepared.rows("test") if evaluates else None,
+            processing_class=tokenizer,
             quantization_config=get_quantization_config(job.model),
             exact_head=job.trainable == "unembedding",
             share_prompts=job.ours.share_prompts and packed(prepared),
-            callbacks=[TrainingBar()],
+            **shared,
         )
 
 

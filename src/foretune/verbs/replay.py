@@ -8,9 +8,11 @@ from foretune.errors import UserError
 from foretune.records import RunFolder, load_run
 from foretune.verbs.job import job_from
 from foretune.verbs.progress import Progress
+from foretune.verbs.reward import reward
+from foretune.verbs.rlhf import rlhf
 from foretune.verbs.run_all import run_all
 
-COMPARED = ("behaviours", "pairs", "forecast", "observed")
+COMPARED = ("behaviours", "pairs", "forecast", "observed", "ensemble", "policy")
 
 
 def replay(
@@ -35,9 +37,14 @@ def replay(
         raise UserError(f"{source.path} has no config.yaml: it cannot be repeated.")
     if source.path.resolve() == Path(output_dir).resolve():
         raise UserError("the repetition needs a folder of its own: pass another --output_dir.")
-    verbs = tuple(verb for verb in ("forecast", "train", "verify") if source.stage_key(verb))
-    job = job_from(**{**settings, "output_dir": str(output_dir)})
-    repeated = run_all(job, progress or Progress.silent(), verbs=verbs)
+    settings, progress = {**settings, "output_dir": str(output_dir)}, progress or Progress.silent()
+    if source.stage_key("rlhf"):
+        repeated = rlhf(progress=progress, **settings)
+    elif source.record.get("forecast", {}).get("twin") == "score":
+        repeated = reward(progress=progress, **settings)
+    else:
+        verbs = tuple(verb for verb in ("forecast", "train", "verify") if source.stage_key(verb))
+        repeated = run_all(job_from(**settings), progress, verbs=verbs)
     return repeated, differences(source, repeated)
 
 

@@ -1,6 +1,5 @@
 """`reward`: a reward model, forecast, trained by TRL, and laid beside its forecast."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,17 @@ from foretune.records.provenance import sha256_of, versions
 from foretune.statistics.behaviours import Measured, alignments, behaviour_rows, training_kernel
 from foretune.statistics.priority import equal_rate_mixture, initial_rates
 from foretune.training.build import lora_config
-from foretune.training.reward_trainer import ModelObserver, reward_rows
+from foretune.training.reward_trainer import ModelObserver, RewardRun, reward_rows
 from foretune.training.terminal import TrainingBar, quieten
-from foretune.verbs.audit import SIDES, finding_columns, preview, provenance_of, texts_of, write_command
-from foretune.verbs.prepare import Prepared, Stopwatch
+from foretune.verbs.audit import finding_columns, pair_rows, provenance_of, write_command
+from foretune.verbs.prepare import Stopwatch
 from foretune.verbs.progress import Progress
 from foretune.verbs.reward_data import RewardData, prepare_reward
-from foretune.verbs.reward_forecast import forecast_reward, reward_curves, training_key
+from foretune.verbs.reward_forecast import forecast_reward, head_run, reward_curves, training_key
 from foretune.verbs.reward_job import RewardJob, reward_job_from
 from foretune.verbs.verify import verify
+
+ONE_COMPUTATION = "The run trained the head on stored hidden states, as the forecast does: they are one computation."
 
 
 def reward(job: RewardJob | None = None, *, progress: Progress | None = None, **arguments: Any) -> RunFolder:
@@ -68,7 +69,7 @@ def _audit(data: RewardData, progress: Progress) -> None:
     behaviours = behaviour_rows(measured, kernel, draws=job.ours.draws, seed=job.training.seed)
     alignment, answers = alignments(measured), AnswerCounts()
     run.write_table("behaviours", behaviours)
-    run.write_table("pairs", _pair_rows(prepared, alignment, answers))
+    run.write_table("pairs", pair_rows(prepared, {"alignment": alignment}, answers))
     evidence = Evidence(behaviours, finding_columns(prepared, alignment), answers, prepared.counts, kernel)
     run.write_table("findings", [finding._asdict() for finding in find_all(evidence)])
     run.finish_stage(
@@ -88,25 +89,6 @@ def _audit(data: RewardData, progress: Progress) -> None:
     )
 
 
-def _pair_rows(prepared: Prepared, alignment: np.ndarray, answers: AnswerCounts) -> Iterator[dict[str, Any]]:
-    """Rows of pairs.parquet; a reward model has no log-probabilities."""
-    pairs = prepared.pairs
-    for index, row in enumerate(texts_of(prepared)):
-        behaviour, texts = pairs.names[pairs.behaviour[index]], {side: preview(row[side]) for side in SIDES}
-        if pairs.is_train[index]:
-            answers.add(behaviour, texts["chosen"], texts["rejected"])
-        yield {
-            "pair_id": int(pairs.pair_id[index]),
-            "behaviour": behaviour,
-            "split": "train" if pairs.is_train[index] else "test",
-            **texts,
-            **{f"{side}_tokens": int(pairs.lengths[index, place]) for place, side in enumerate(SIDES)},
-            "truncated": False,
-            "alignment": float(alignment[index]) if np.isfinite(alignment[index]) else None,
-            "weight": 1.0,
-        }
-
-
 def _train(data: RewardData, progress: Progress) -> None:
     """The real run, with TRL."""
     watch, job, run, prepared = Stopwatch(), data.job, data.job.run, data.prepared
@@ -114,20 +96,35 @@ def _train(data: RewardData, progress: Progress) -> None:
     if run.stage_key("train") == key:
         return
     progress.say(f"train: {job.trainable} …")
-    seen = [data.sequences[pair] for pair in prepared.observed]
+    done = _run_on_states(data) if job.ours.stored_states else _run(data)
+    run.write_table("observed", reward_curves(data, done.steps, done.margins))
+    pair_ids = prepared.pairs.pair_id[prepared.observed]
+    run.write_arrays("observed_pairs", pair_id=pair_ids, steps=np.array(done.steps), margins=done.margins)
+    notes = [ONE_COMPUTATION] if job.ours.stored_states else []
+    section = {"trainable": job.trainable, "steps": done.num_steps, "seconds": watch.seconds, "notes": notes}
+    run.finish_stage("train", key=key, seconds=watch.seconds, train=section)
+
+
+def _run(data: RewardData) -> RewardRun:
+    """Train and save."""
+    seen = [data.sequences[pair] for pair in data.prepared.observed]
     sides = [chosen for chosen, _ in seen] + [rejected for _, rejected in seen]
-    observer = ModelObserver(lambda model: rewards(model, sides).view(2, -1), count=job.ours.observations)
+    observer = ModelObserver(lambda model: rewards(model, sides).view(2, -1), count=data.job.ours.observations)
     trainer = _trainer(data, observer)
     observer.log = lambda found: Trainer.log(trainer, _metrics(data, found))
     trainer.train()
-    trainer.save_model(str(run.path))
-    steps = sorted(observer.found)
-    margins = np.stack([observer.found[step][0] - observer.found[step][1] for step in steps])
-    run.write_table("observed", reward_curves(data, steps, margins))
-    pair_ids = prepared.pairs.pair_id[prepared.observed]
-    run.write_arrays("observed_pairs", pair_id=pair_ids, steps=np.array(steps), margins=margins)
-    section = {"trainable": job.trainable, "steps": trainer.state.global_step, "seconds": watch.seconds, "notes": []}
-    run.finish_stage("train", key=key, seconds=watch.seconds, train=section)
+    trainer.save_model(str(data.job.run.path))
+    return observer.run(trainer)
+
+
+def _run_on_states(data: RewardData) -> RewardRun:
+    """The same without the decoder."""
+    loaded = data.prepared.loaded
+    done = head_run(data, loaded.model.score, data.job.training.seed, data.prepared.train_pairs)
+    loaded.model.score.load_state_dict(done.head.state_dict())
+    for part in (loaded.model, loaded.tokenizer):
+        part.save_pretrained(str(data.job.run.path))
+    return done
 
 
 def _trainer(data: RewardData, observer: ModelObserver) -> RewardTrainer:

@@ -27,7 +27,7 @@ def forecast_reward(data: RewardData, head: nn.Linear, progress: Progress) -> No
     if run.stage_key("forecast") == key:
         return
     progress.say("forecast: the score head …")
-    joint = _head_run(data, head, job.training.seed, prepared.train_pairs)
+    joint = head_run(data, head, job.training.seed, prepared.train_pairs)
     rows = _labelled(reward_curves(data, joint.steps, joint.margins), "simulated_run", "mixture")
     order = learning_order(rows, split="train")
     if not job.training.center_rewards_coefficient:
@@ -42,7 +42,7 @@ def forecast_reward(data: RewardData, head: nn.Linear, progress: Progress) -> No
     run.finish_stage("forecast", key=key, seconds=watch.seconds, forecast=_section(data, joint, order, watch))
 
 
-def _head_run(data: RewardData, head: nn.Linear, seed: int, train: NDArray[np.int64], **changes: Any) -> RewardRun:
+def head_run(data: RewardData, head: nn.Linear, seed: int, train: NDArray[np.int64], **changes: Any) -> RewardRun:
     """Train the score head alone on these pairs."""
     arguments = copy.copy(data.job.training)
     for name, value in {"seed": seed, **changes}.items():
@@ -99,7 +99,7 @@ def _alone(data: RewardData, head: nn.Linear, joint: RewardRun, progress: Progre
         own = train[prepared.behaviour_of[train] == behaviour]
         drop_last = arguments.dataloader_drop_last and len(own) >= arguments.train_batch_size
         changes = {"max_steps": joint.num_steps, "dataloader_drop_last": drop_last}
-        run = _head_run(data, head, arguments.seed, own, **changes)
+        run = head_run(data, head, arguments.seed, own, **changes)
         curves = _labelled(reward_curves(data, run.steps, run.margins), "simulated_run", "alone")
         rows += [row for row in curves if row["behaviour"] == behaviour]
     return rows
@@ -112,7 +112,7 @@ def _ensemble(data: RewardData, joint: RewardRun, progress: Progress) -> None:
         progress.say(f"ensemble: member {number + 1} of {job.ours.ensemble} …")
         seed = job.training.seed + number
         head = drawn_head(data.prepared.loaded.model, seed)
-        heads.append(_head_run(data, head, seed, data.prepared.train_pairs).head)
+        heads.append(head_run(data, head, seed, data.prepared.train_pairs).head)
     weights = torch.cat([head.weight.detach() for head in heads]).double().cpu().numpy()
     job.run.write_arrays("ensemble", heads=weights)
     job.run.write_table("ensemble", _ensemble_rows(data, weights))

@@ -29,6 +29,13 @@ class RewardArguments(SharedArguments):
         },
     )
     forecast_alone: bool = field(default=True, metadata={"help": "Also forecast each behaviour trained alone."})
+    stored_states: bool = field(
+        default=False,
+        metadata={
+            "help": "With --trainable score: train on the stored hidden states, which never change, instead of running "
+            "the decoder at every step. The same head in seconds; forecast and run are then one computation."
+        },
+    )
     draws: int = field(default=1000, metadata={"help": "Bootstrap draws and permutations."})
     half: str | None = field(
         default=None,
@@ -94,6 +101,8 @@ def reward_job_from(**explicit: Any) -> RewardJob:
         raise UserError(f"ensemble is {job.ours.ensemble}: an ensemble needs at least 2 members, 0 leaves it out.")
     if job.ours.ensemble and job.trainable != "score":
         raise UserError(f"an ensemble is of score heads, and the run trains {job.trainable}: pass --trainable score.")
+    if job.ours.stored_states and job.trainable != "score":
+        raise UserError(f"hidden states change where the run trains {job.trainable}: leave out --stored_states.")
     if job.trainable == "score" and not job.training.disable_dropout:
         raise UserError("dropout would change the hidden states that the score head reads: leave disable_dropout on.")
     if job.training.resume_from_checkpoint:

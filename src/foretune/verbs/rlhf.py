@@ -13,7 +13,7 @@ from foretune.errors import UserError
 from foretune.features.unembedding import open_store
 from foretune.models.encoding import encode_prompt
 from foretune.models.load import LoadedModel, weights_hash
-from foretune.models.reward import load_reward_model
+from foretune.models.reward import FrozenReward, load_reward_model
 from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of, versions
 from foretune.training.policy_trainer import build_policy_trainer, planned_rates
@@ -23,7 +23,7 @@ from foretune.verbs.audit import write_command
 from foretune.verbs.prepare import Stopwatch, discard, load_reference
 from foretune.verbs.progress import Progress
 from foretune.verbs.rlhf_job import RlhfJob, rlhf_job_from
-from foretune.verbs.rlhf_policy import Drawn, Judges, Measure, OneToken, Prompt
+from foretune.verbs.rlhf_policy import Drawn, Judges, Measure, OneToken, PolicyTask, Prompt
 
 FIGURES = ("reward", "heldout_reward", "kl")
 
@@ -57,7 +57,7 @@ def rlhf(job: RlhfJob | None = None, *, progress: Progress | None = None, **argu
     observed = _observed(prompts, num_train, job.ours.observe_pairs)
     write_command(job)
     progress.say("rlhf: measuring the reference …")
-    measure = _measure(job, loaded, prompts, num_train, observed, judges, key)
+    measure = _measure(job, PolicyTask(loaded, prompts, num_train, observed, judges), key)
     observer = ModelObserver(measure, count=job.ours.observations)
     trainer = build_policy_trainer(
         load_reference(job, to_train=True).model.to(job.device()),
@@ -109,10 +109,10 @@ def _judges(job: RlhfJob, loaded: LoadedModel) -> Judges:
             raise UserError(
                 f"the reward model '{name}' has another tokenizer than the policy: train one on its decoder."
             )
-        model = judge.loaded.model.to(job.device()).requires_grad_(False)
+        model = judge.loaded.model.to(job.device())
         if (members := RunFolder(name).read_arrays("ensemble")) is not None:
-            model.score.weight.copy_(torch.from_numpy(members["heads"].mean(0, keepdims=True)))
-        models.append(model)
+            model.score.weight.data.copy_(torch.from_numpy(members["heads"].mean(0, keepdims=True)))
+        models.append(FrozenReward(model))
     return Judges(models, loaded.tokenizer.eos_token_id)
 
 
@@ -138,23 +138,11 @@ def _observed(prompts: list[Prompt], num_train: int, count: int) -> NDArray[np.i
     return np.array(chosen)
 
 
-def _measure(
-    job: RlhfJob,
-    loaded: LoadedModel,
-    prompts: list[Prompt],
-    num_train: int,
-    observed: NDArray[np.int64],
-    judges: Judges,
-    key: str,
-) -> Measure:
+def _measure(job: RlhfJob, task: PolicyTask, key: str) -> Measure:
     if job.training.max_completion_length == 1:
-        return OneToken(loaded, prompts, num_train, observed, judges, candidates=job.ours.candidates)
+        return OneToken(task, candidates=job.ours.candidates)
     return Drawn(
-        loaded,
-        prompts,
-        num_train,
-        observed,
-        judges,
+        task,
         max_tokens=job.training.max_completion_length,
         seed=job.training.seed,
         store=open_store(job.run.path, key),

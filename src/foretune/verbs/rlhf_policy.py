@@ -16,7 +16,7 @@ from foretune.models.encoding import EncodedPair
 from foretune.models.forward_pass import ForwardPass
 from foretune.models.head import head_of
 from foretune.models.load import LoadedModel
-from foretune.models.reward import answered, rewards
+from foretune.models.reward import FrozenReward, answered
 from foretune.models.sampling import draw_pairs
 from foretune.scores import pair_scores
 
@@ -43,13 +43,35 @@ class Prompt(NamedTuple):
 class Judges(NamedTuple):
     """The rewards: the first is maximised, the second only measured (or is the first again)."""
 
-    models: Sequence[nn.Module]
+    models: Sequence[FrozenReward]
     end: int
 
     def table(self, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> FloatArray:
-        """Rewards of completions, shape (judges, n)."""
+        """Rewards of completions by the maximised and the measured judge, shape (2, n)."""
+        return np.stack([self.rewards(place, prompts, completions) for place in (0, -1)])
+
+    def rewards(self, place: int, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> FloatArray:
+        """Those of one judge, shape (n,)."""
         sequences = [answered(*pair, self.end) for pair in zip(prompts, completions, strict=True)]
-        return np.stack([rewards(model, sequences).double().numpy() for model in self.models])
+        return self.models[place](sequences).double().numpy()
+
+
+class PolicyTask(NamedTuple):
+    """What a policy is measured on.
+
+    Attributes:
+        loaded: the reference.
+        prompts: all of them, those trained on first.
+        num_train: how many are trained on.
+        observed: indices of those that are measured.
+        judges: the rewards.
+    """
+
+    loaded: LoadedModel
+    prompts: Sequence[Prompt]
+    num_train: int
+    observed: NDArray[np.int64]
+    judges: Judges
 
 
 class Paths(NamedTuple):
@@ -85,38 +107,31 @@ class OneToken:
     """Exact over the likeliest answers of one token.
 
     Args:
-        loaded: the reference.
-        prompts: all of them, those trained on first.
-        num_train: how many are trained on.
-        observed: indices of those that are measured.
-        judges: the rewards.
+        task: what is asked.
         candidates: how many answers.
     """
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        prompts: Sequence[Prompt],
-        num_train: int,
-        observed: NDArray[np.int64],
-        judges: Judges,
-        *,
-        candidates: int,
-    ) -> None:
+    def __init__(self, task: PolicyTask, *, candidates: int) -> None:
         """Choose the answers by their mean probability under the reference, and reward each after each prompt."""
         self._pairs = [
-            EncodedPair(index, "", "", 1.0, prompt.ids, [0], [1], False) for index, prompt in enumerate(prompts)
+            EncodedPair(index, "", "", 1.0, prompt.ids, [0], [1], False) for index, prompt in enumerate(task.prompts)
         ]
-        self._observed, self._num_train = observed, num_train
-        states, logits = self._logits(loaded.model, self._pairs, None)
+        self._observed, self._num_train = task.observed, task.num_train
+        states, logits = self._logits(task.loaded.model, self._pairs, None)
         probability = torch.softmax(logits, -1).mean(0)
         self.tokens = torch.topk(probability, candidates).indices
         self.share = float(probability[self.tokens].sum())
         # logits move by scale · h ΔWᵀ
-        self.states = head_of(loaded.model).scale * states.double().numpy()
+        self.states = head_of(task.loaded.model).scale * states.double().numpy()
         self.reference = logits[:, self.tokens].double().numpy()
-        flat = [(prompt.ids, [token]) for prompt in prompts for token in self.tokens.tolist()]
-        self.rewards = judges.table(*zip(*flat, strict=True)).reshape(-1, len(prompts), candidates)
+        answers = [[token] for token in self.tokens.tolist()]
+
+        def rewards(judge: int, asked: Sequence[int]) -> FloatArray:
+            flat = [(task.prompts[index].ids, answer) for index in asked for answer in answers]
+            return task.judges.rewards(judge, *zip(*flat, strict=True)).reshape(len(asked), candidates)
+
+        self.climbed = rewards(0, range(task.num_train))
+        self.told = [rewards(judge, task.observed) for judge in (0, -1)]
 
     @property
     def notes(self) -> list[str]:
@@ -142,23 +157,23 @@ class OneToken:
     def __call__(self, model: nn.Module) -> torch.Tensor:
         """Proxy reward, held-out reward and KL of each observed prompt, shape (3, n)."""
         _, logits = self._logits(model, [self._pairs[index] for index in self._observed], self.tokens)
-        return torch.from_numpy(self._figures(logits.double().numpy(), self._observed))
+        return torch.from_numpy(self._figures(logits.double().numpy()))
 
-    def _figures(self, logits: FloatArray, prompts: NDArray[np.int64]) -> FloatArray:
-        problems = [policy_problem(self.reference[prompts], table[prompts], beta=0.0) for table in self.rewards]
-        found = [problem.expected_reward(logits) for problem in problems]
-        return np.stack([found[0], found[-1], problems[0].kl(logits)])
+    def _figures(self, logits: FloatArray) -> FloatArray:
+        """Of the observed prompts."""
+        problems = [policy_problem(self.reference[self._observed], table, beta=0.0) for table in self.told]
+        return np.stack([*(problem.expected_reward(logits) for problem in problems), problems[0].kl(logits)])
 
     def forecast(self, times: FloatArray, beta: float) -> list[Paths]:
         """Gradient flow of the output layer, exact; and the closed-form optimum, that no run exceeds."""
         train, seen = np.arange(self._num_train), self._observed
-        problem = policy_problem(self.reference[train], self.rewards[0][train], beta=beta)
+        problem = policy_problem(self.reference[train], self.climbed, beta=beta)
         changes = output_layer_flow(problem, self.states[train], times=times)
-        path = [self._figures(self.reference[seen] + self.states[seen] @ change.T, seen) for change in changes]
+        path = [self._figures(self.reference[seen] + self.states[seen] @ change.T) for change in changes]
         paths = [Paths("gradient_flow", np.stack(path))]
         if beta > 0:
-            best = policy_problem(self.reference[seen], self.rewards[0][seen], beta=beta).optimum()
-            paths.append(Paths("optimum", np.repeat(self._figures(best, seen)[None], len(times), 0)))
+            best = policy_problem(self.reference[seen], self.told[0], beta=beta).optimum()
+            paths.append(Paths("optimum", np.repeat(self._figures(best)[None], len(times), 0)))
         return paths
 
 
@@ -166,11 +181,7 @@ class Drawn:
     """Estimated from two answers drawn to each prompt.
 
     Args:
-        loaded: the reference.
-        prompts: all of them, those trained on first.
-        num_train: how many are trained on.
-        observed: indices of those that are measured.
-        judges: the rewards.
+        task: what is asked.
         max_tokens: of an answer.
         seed: of the draws, the same at every step.
         store: where features of the reference's answers go.
@@ -178,20 +189,14 @@ class Drawn:
 
     def __init__(
         self,
-        loaded: LoadedModel,
-        prompts: Sequence[Prompt],
-        num_train: int,
-        observed: NDArray[np.int64],
-        judges: Judges,
+        task: PolicyTask,
         *,
         max_tokens: int,
         seed: int,
         store: ShardStore,
     ) -> None:
         """Remember; nothing is drawn yet."""
-        self._loaded, self._prompts, self._num_train = loaded, prompts, num_train
-        self._observed, self._judges, self._store = observed, judges, store
-        self._max_tokens, self._seed = max_tokens, seed
+        self._task, self._max_tokens, self._seed, self._store = task, max_tokens, seed, store
 
     @property
     def notes(self) -> list[str]:
@@ -200,21 +205,22 @@ class Drawn:
 
     def _draw(self, model: nn.Module, prompts: NDArray[np.int64], seed: int) -> tuple[list[EncodedPair], FloatArray]:
         """Pairs of answers, and their rewards, shape (judges, 2, n)."""
-        ids = [self._prompts[index].ids for index in prompts]
-        pairs = draw_pairs(model, ids, self._loaded.tokenizer, max_tokens=self._max_tokens, seed=seed)  # pyright: ignore
+        ids = [self._task.prompts[index].ids for index in prompts]
+        pairs = draw_pairs(model, ids, self._task.loaded.tokenizer, max_tokens=self._max_tokens, seed=seed)  # pyright: ignore
         sides = [pair.chosen_ids for pair in pairs] + [pair.rejected_ids for pair in pairs]
-        return pairs, self._judges.table(ids + ids, sides).reshape(-1, 2, len(pairs))
+        return pairs, self._task.judges.table(ids + ids, sides).reshape(-1, 2, len(pairs))
 
     def __call__(self, model: nn.Module) -> torch.Tensor:
         """Proxy reward, held-out reward and KL of each observed prompt, shape (3, n)."""
-        pairs, table = self._draw(model, self._observed, self._seed)
-        scores = [pair_scores(policy, pairs, packed=supports_packing(policy)) for policy in (model, self._loaded.model)]
+        pairs, table = self._draw(model, self._task.observed, self._seed)
+        policies = (model, self._task.loaded.model)
+        scores = [pair_scores(policy, pairs, packed=supports_packing(policy)) for policy in policies]
         ratios = torch.stack(list(scores[0])) - torch.stack(list(scores[1]))
         return torch.from_numpy(np.stack([table[0].mean(0), table[-1].mean(0), ratios.mean(0).numpy()]))
 
     def forecast(self, times: FloatArray, beta: float) -> list[Paths]:
         """First order around the reference; what it says of a behaviour is said of each of its prompts."""
-        model, train, seen = self._loaded.model, np.arange(self._num_train), self._observed
+        model, train, seen = self._task.loaded.model, np.arange(self._task.num_train), self._task.observed
         draws = [self._draw(model, train, self._seed + number) for number in (1, 2)]
         pairs = [pair for drawn, _ in draws for pair in drawn]
         measure_pairs(
@@ -222,10 +228,10 @@ class Drawn:
         )
         sketch = np.asarray(read_features(self._store, len(pairs)).sketch[:], dtype=float)
         gaps = np.stack([table[:, 0] - table[:, 1] for _, table in draws], 1)
-        behaviour_of = np.array([self._prompts[index].behaviour for index in train])
+        behaviour_of = np.array([self._task.prompts[index].behaviour for index in train])
         features = sketch.reshape(2, len(train), -1)
         found = [first_order(features, gaps[0], behaviour_of, measured=gap) for gap in (gaps[0], gaps[-1])]
-        place = [found[0].behaviours.index(self._prompts[index].behaviour) for index in seen]
+        place = [found[0].behaviours.index(self._task.prompts[index].behaviour) for index in seen]
         start, clock = self(model).numpy(), times[:, None]
         growth = [clock * rates.reward_rate[place] + start[row] for row, rates in enumerate(found)]
         return [Paths("first_order", np.stack([*growth, clock**2 * found[0].kl_rate[place]], 1))]

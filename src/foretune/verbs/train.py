@@ -21,7 +21,7 @@ from foretune.verbs.revise import revise
 
 
 def train(job: Job | None = None, *, progress: Progress | None = None, **arguments: Any) -> RunFolder:
-    """Train with TRL's DPOTrainer and write what every behaviour did.
+    """Train with TRL's DPOTrainer, or the trainer of another `method`, and write what every behaviour did.
 
     Args:
         job: a resolved job, or None to build one from `arguments`.
@@ -75,7 +75,8 @@ def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourO
     scores = np.stack([observer.observations[step] for step in steps])
     displacement = scores - scores[0]
     reference, margins = observed_margins(prepared, observer, steps)
-    members, loss = prepared.observed, loss_of_pairs(prepared, _objective(prepared.job))
+    members, (objective, reference_free) = prepared.observed, _loss_shown(prepared.job)
+    loss = loss_of_pairs(prepared, objective)
     rows = curve_rows(
         steps,
         margins,
@@ -83,6 +84,7 @@ def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourO
         prepared.split_of[members],
         loss.within(members) if isinstance(loss, RankingLoss) else loss,
         reference_margin=reference,
+        reference_free=reference_free,
         weights=prepared.weights[members],
         also={"chosen_displacement": displacement[:, 0], "rejected_displacement": displacement[:, 1]},
     )
@@ -95,17 +97,20 @@ def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourO
     )
 
 
-def _objective(job: Job) -> Objective | RankingObjective:
-    """The loss that observed curves are drawn in: the run's own where it is a function of one margin, else DPO's."""
+def _loss_shown(job: Job) -> tuple[Objective | RankingObjective, bool]:
+    """The loss that observed curves are drawn in, and whether it knows no reference.
+
+    The run's own where it is a function of one margin, else DPO's.
+    """
     try:
-        return job.objective()
+        return job.objective(), not job.convention.reference
     except UserError:
-        return DPO(beta=job.training.beta)
+        return DPO(beta=job.training.beta), False
 
 
 def _notes(job: Job) -> list[str]:
     try:
         job.objective()
     except UserError:
-        return [f"Losses shown are DPO's; the run was trained with {' + '.join(job.training.loss_type)}."]
+        return [f"Losses shown are DPO's; the run was trained with {' + '.join(job.losses)}."]
     return []

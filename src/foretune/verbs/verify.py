@@ -5,6 +5,7 @@ from typing import Any
 from foretune.errors import UserError
 from foretune.records import RunFolder, load_run
 from foretune.records.provenance import sha256_of
+from foretune.records.run_folder import refuse_rlhf
 from foretune.verbs.progress import Progress
 from foretune.verification import compare, judge_revisions
 
@@ -22,6 +23,7 @@ def verify(run: "RunFolder | str", *, split: str = "train", progress: Progress |
         UserError: forecast or training is missing.
     """
     folder = run if isinstance(run, RunFolder) else load_run(run)
+    refuse_rlhf(folder.path, folder.record)
     tables = {name: folder.read_table(name) for name in ("forecast", "observed")}
     pairs = folder.read_table("pairs", ["pair_id", "behaviour", "split"])
     arrays = {name: folder.read_arrays(name) for name in ("forecast_pairs", "observed_pairs")}

@@ -21,16 +21,14 @@ from foretune.errors import UserError
 from foretune.records import RunFolder, load_run
 from foretune.scores import Convention
 from foretune.verbs.job import Job, job_from
-from foretune.verbs.losses import FORECAST, OTHERS, convention_of, objective_of
+from foretune.verbs.losses import convention_of, objective_of
 
 COLUMNS = [
     *("pair_id", "behaviour", "split", "chosen", "chosen_tokens", "rejected_tokens", "weight"),
     *("reference_chosen_logp", "reference_rejected_logp"),
 ]
-# Losses that can be asked for.
-OBJECTIVES = (*FORECAST, *OTHERS)
 # Arguments that change what features were taken of: another forecast is needed for them.
-NEEDS_FEATURES = {"output_dir", "seed", "max_length", "truncation_mode", "bf16", "fp16", "loss_type"}
+NEEDS_FEATURES = {"output_dir", "seed", "max_length", "truncation_mode", "bf16", "fp16", "loss_type", "method"}
 
 
 class Answer(NamedTuple):
@@ -110,7 +108,7 @@ def what_if(
         weight: row weights of behaviours, multiplied with those that rows have.
         rows_per_behaviour: train on at most so many rows of each behaviour, those with the lowest hashes.
         label_noise: share of the training rows whose chosen and rejected responses are exchanged.
-        objective: one of OBJECTIVES; a loss of per-token means on a forecast of sums, or the other way round, where
+        objective: one of FORECAST; a loss of per-token means on a forecast of sums, or the other way round, where
             chosen and rejected are equally long.
         **arguments: arguments of training that change, e.g. `beta=0.3`, `learning_rate=1e-4`, `num_train_epochs=2`;
             `data_seed` for another order of the batches.
@@ -126,7 +124,7 @@ def what_if(
     rows, weights, flipped = changed_rows(
         twin, drop=drop, weight=weight, rows_per_behaviour=rows_per_behaviour, label_noise=label_noise
     )
-    name = objective or job.training.loss_type[0]
+    name = objective or job.losses[0]
     factors, offsets = _seen(twin, convention_of(name), rows)
     turned = np.where(flipped, -1.0, 1.0)
     first = twin.anchors.first
@@ -302,5 +300,6 @@ def _end(twin: StoredTwin, run: SimulatedRun) -> list[dict[str, Any]]:
         columns["split"],
         twin.job.pair_objective(),
         reference_margin=twin.reference_margins(twin.job.convention)[twin.observed],
+        reference_free=not twin.job.convention.reference,
         weights=columns["weight"],
     )
