@@ -68,7 +68,7 @@ REAL = "R6,R8,R9,R10,R14"
 def few_runs():
     """One behaviour in the figures and one dialogue are enough to see that all works."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("foretune.claims.dialogue.MOST", 1)
+        patch.setattr("foretune.claims.dialogue.MOST_QUICK", 1)
         patch.setattr(Study, "five", lambda study: study.spread(1))
         yield
 

@@ -10,6 +10,9 @@ from foretune.claims.claim import PAPER, Check, Claim, Evidence, Plot, Series, a
 from foretune.claims.intervals import mean
 from foretune.claims.study import Study
 
+# Groups of dialogues at most.
+MOST, MOST_QUICK = 4, 2
+
 
 def run(study: Study) -> Evidence:
     """Flipped labels on dialogues, from the base model and from the one aligned on the same rows."""
@@ -36,7 +39,7 @@ def run(study: Study) -> Evidence:
 def dialogue_groups(study: Study) -> dict[str, NDArray[np.int64]]:
     """The first training pairs of the first behaviours, by name."""
     groups = {}
-    for index, name in enumerate(study.prepared.pairs.names[: 2 if study.quick else 4]):
+    for index, name in enumerate(study.prepared.pairs.names[: MOST_QUICK if study.quick else MOST]):
         members = np.flatnonzero((study.prepared.pairs.behaviour == index) & study.prepared.pairs.is_train)
         groups[name] = members[: tuning.rows_of(study)]
     return {name: members for name, members in groups.items() if len(members) > 1}

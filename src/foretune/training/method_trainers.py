@@ -102,7 +102,7 @@ def build_method_trainer(
     """
     method = METHODS[name]
     shared = {item.name for item in fields(method.config) if item.init} & {item.name for item in fields(arguments)}
-    values = {key: getattr(arguments, key) for key in shared} | {"loss_type": None} | method.options
+    values = {key: getattr(arguments, key) for key in shared} | {"loss_type": None, **method.options}
     if name == "kto":
         values["per_device_train_batch_size"] *= 2  # a pair is two rows
         values["per_device_eval_batch_size"] *= 2

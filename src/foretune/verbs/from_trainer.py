@@ -16,7 +16,8 @@ from foretune.models.pairs import EncodedPairs
 from foretune.records.provenance import pairs_hash
 from foretune.training.ranking_trainer import RankingTrainer
 from foretune.training.trainer import PreferenceTrainer
-from foretune.verbs.job import ForetuneArguments, Job
+from foretune.verbs.arguments import ForetuneArguments
+from foretune.verbs.job import Job
 from foretune.verbs.prepare import Prepared
 
 

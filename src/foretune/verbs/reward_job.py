@@ -11,7 +11,8 @@ from foretune import processes
 from foretune.errors import UserError
 from foretune.models.load import resolve_dtype
 from foretune.training.build import default_device
-from foretune.verbs.job import DEFAULTS, Job, SharedArguments, fill, spoken_arguments, without_restart
+from foretune.verbs.arguments import SharedArguments
+from foretune.verbs.job import DEFAULTS, Job, fill, spoken_arguments, without_restart
 
 TRAINABLE = ("score", "lora", "full")
 

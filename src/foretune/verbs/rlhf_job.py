@@ -9,7 +9,8 @@ from trl import DatasetMixtureConfig, ModelConfig, RLOOConfig, ScriptArguments
 from foretune import processes
 from foretune.errors import UserError
 from foretune.training.build import TRAINABLE, default_device
-from foretune.verbs.job import DEFAULTS, Job, SharedArguments, fill, spoken_arguments, without_restart
+from foretune.verbs.arguments import SharedArguments
+from foretune.verbs.job import DEFAULTS, Job, fill, spoken_arguments, without_restart
 
 
 @dataclass
