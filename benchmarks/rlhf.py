@@ -36,6 +36,7 @@ REWARD = {
 POLICY = {
     "max_pairs_per_behaviour": 12,
     "trainable": "unembedding",
+    "dtype": "float32",
     "optim": "sgd",
     "max_grad_norm": 0.0,
     "lr_scheduler_type": "constant",

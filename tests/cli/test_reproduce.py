@@ -117,7 +117,7 @@ def test_an_unknown_claim_is_refused(tiny_folder, tmp_path, capsys):
 
 def test_other_losses_and_launchers_are_refused(tiny_folder, tmp_path, capsys, monkeypatch):
     assert run(*command(tiny_folder, "bundled:statements", tmp_path / "run", "--loss_type", "hinge")) == 2
-    assert "the claims are about DPO, loss_type is hinge" in capsys.readouterr().err
+    assert "the claims are about DPO, the run's loss is hinge" in capsys.readouterr().err
     monkeypatch.setattr("foretune.claims.reproduce.processes.count", lambda: 2)
     with pytest.raises(UserError, match="runs in one process, this launch has 2"):
         foretune.reproduce(model_name_or_path=str(tiny_folder), output_dir=str(tmp_path / "run"))

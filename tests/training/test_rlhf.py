@@ -154,6 +154,12 @@ def test_a_run_can_be_replayed(policy_folder, prompts_file, judges, tmp_path):
     assert ("policy", "heldout_reward") in differences
 
 
+def test_the_output_layer_over_a_bfloat16_decoder_is_trained(policy_folder, prompts_file, judges, tmp_path):
+    changes = {"max_completion_length": 1, "candidates": ANSWERS, "learning_rate": 0.02, "max_steps": 6}
+    found = curves(run(policy_folder, prompts_file, judges, tmp_path / "run", dtype="bfloat16", **changes))["observed"]
+    assert found["reward"][-1] > found["reward"][0]
+
+
 def test_longer_answers_are_forecast_in_first_order(policy_folder, prompts_file, judges, tmp_path):
     changes = {"max_completion_length": 3, "learning_rate": 0.001, "max_steps": 2}
     found = curves(run(policy_folder, prompts_file, judges, tmp_path / "run", **changes))

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, get_scheduler
 from trl import ModelConfig, RLOOConfig, RLOOTrainer
 
@@ -40,6 +41,9 @@ def build_policy_trainer(
         callbacks: to add.
     """
     prepare_trainable(model, trainable)
+    if trainable == "unembedding":
+        # answers are drawn without autocast: a float32 output layer over a bfloat16 decoder
+        model.get_output_embeddings().register_forward_pre_hook(_as_weights)
     arguments.reward_weights = [1.0] + [0.0] * (len(judges) - 1)
     trainer = RLOOTrainer(
         model=model,
@@ -52,6 +56,10 @@ def build_policy_trainer(
     )
     quieten(trainer)
     return trainer
+
+
+def _as_weights(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].to(layer.weight.dtype), *inputs[1:])
 
 
 def _reward(judge: FrozenReward, name: str, tokenizer: PreTrainedTokenizerBase) -> Callable[..., list[float]]:
