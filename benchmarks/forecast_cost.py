@@ -27,7 +27,8 @@ from foretune.verbs.train import train_prepared
 
 CRITERION = "a forecast from step 0 costs at most 5 % of the run"
 BEHAVIOURS, ROWS, BATCH = 20, 1000, 16
-SAMPLES = (10, 25, 50)
+# (pairs of each behaviour, runs of the band)
+FORECASTS = ((25, 0), (25, 5), (10, 5))
 SHORT, LONG = 4, 34
 
 
@@ -43,9 +44,15 @@ def main() -> None:
         steps = rows // BATCH
         run = steps * seconds_a_step
         forecasts = []
-        for count in SAMPLES:
-            seconds, record = forecast(data, work, count)
-            found = {"pairs": count, "seconds": round(seconds, 1), "share": round(seconds / run, 4), **record}
+        for count, band in FORECASTS:
+            seconds, record = forecast(data, work, count, band)
+            found = {
+                "pairs": count,
+                "band_runs": band,
+                "seconds": round(seconds, 1),
+                "share": round(seconds / run, 4),
+                **record,
+            }
             forecasts.append(found)
             print(found, flush=True)
     content = {"criterion": CRITERION, "rows": rows, "steps": steps, "run_seconds": round(run, 1)}
@@ -87,11 +94,17 @@ def trained(data: Path, work: Path, steps: int) -> float:
     return time.process_time() - start
 
 
-def forecast(data: Path, work: Path, count: int) -> tuple[float, dict[str, Any]]:
+def forecast(data: Path, work: Path, count: int, band: int) -> tuple[float, dict[str, Any]]:
     """CPU seconds of everything from reading the file to the curves, and what the record says of them."""
-    sample = {"audit_pairs": count, "observe_pairs": count, "twin_pairs": count, "relinearise_every": 0}
+    sample = {
+        "audit_pairs": count,
+        "observe_pairs": count,
+        "twin_pairs": count,
+        "relinearise_every": 0,
+        "band_runs": band,
+    }
     start = time.process_time()
-    prepared = prepare(job(data, work / f"sample-{count}", **sample))
+    prepared = prepare(job(data, work / f"sample-{count}-{band}", **sample))
     read = time.process_time() - start
     run = forecast_prepared(prepared, Progress.silent())
     record = run.record["forecast"]

@@ -40,14 +40,14 @@ POLICY = {
     "optim": "sgd",
     "max_grad_norm": 0.0,
     "lr_scheduler_type": "constant",
-    "learning_rate": 4e-3,
+    "learning_rate": 5e-4,
     "beta": 0.02,
     "max_completion_length": 1,
     "candidates": 8,
     "num_generations": 4,
     "per_device_train_batch_size": 8,
-    "max_steps": 12,
-    "observations": 4,
+    "max_steps": 20,
+    "observations": 6,
     "observe_pairs": 4,
 }
 FIGURES = ("reward", "heldout_reward", "kl")

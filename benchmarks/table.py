@@ -63,8 +63,8 @@ COST = """\
 behaviours ({steps:,} steps of 16, {run_seconds:.0f} s): reading and encoding all rows, the sample's audit, its features
 from step 0, the simulation and its bands. CPU seconds of one thread, over those of the run.
 
-| n, of each behaviour | rows, of the run's | CPU s | of which reading | share of the run |
-|---|---|---|---|---|"""
+| n, of each behaviour | runs of the band | rows, of the run's | CPU s | of which reading | share of the run |
+|---|---|---|---|---|---|"""
 
 
 def main() -> None:
@@ -151,7 +151,7 @@ def cost() -> Iterator[str]:
     for own in found["forecasts"]:
         share = f"{own['share']:.1%}" if own["share"] <= 0.05 else f"**{own['share']:.1%}: missed (5 %)**"
         rows = f"{own['rows_share']:.1%}"
-        yield f"| {own['pairs']} | {rows} | {own['seconds']:.0f} | {own['reading_seconds']:.0f} | {share} |"
+        yield f"| {own['pairs']} | {own['band_runs']} | {rows} | {own['seconds']:.0f} | {own['reading_seconds']:.0f} | {share} |"
     yield ""
 
 
