@@ -150,8 +150,8 @@ def cost() -> Iterator[str]:
     yield COST.format(**found)
     for own in found["forecasts"]:
         share = f"{own['share']:.1%}" if own["share"] <= 0.05 else f"**{own['share']:.1%}: missed (5 %)**"
-        rows = f"{own['rows_share']:.1%}"
-        yield f"| {own['pairs']} | {own['band_runs']} | {rows} | {own['seconds']:.0f} | {own['reading_seconds']:.0f} | {share} |"
+        seconds = f"{own['seconds']:.0f} | {own['reading_seconds']:.0f}"
+        yield f"| {own['pairs']} | {own['band_runs']} | {own['rows_share']:.1%} | {seconds} | {share} |"
     yield ""
 
 
