@@ -96,15 +96,9 @@ def trained(data: Path, work: Path, steps: int) -> float:
 
 def forecast(data: Path, work: Path, count: int, band: int) -> tuple[float, dict[str, Any]]:
     """CPU seconds of everything from reading the file to the curves, and what the record says of them."""
-    sample = {
-        "audit_pairs": count,
-        "observe_pairs": count,
-        "twin_pairs": count,
-        "relinearise_every": 0,
-        "band_runs": band,
-    }
+    sample = {f"{what}_pairs": count for what in ("audit", "observe", "twin")}
     start = time.process_time()
-    prepared = prepare(job(data, work / f"sample-{count}-{band}", **sample))
+    prepared = prepare(job(data, work / f"sample-{count}-{band}", **sample, band_runs=band, relinearise_every=0))
     read = time.process_time() - start
     run = forecast_prepared(prepared, Progress.silent())
     record = run.record["forecast"]
