@@ -46,6 +46,7 @@ studies: $(STAMP)  ## forecasts and what-ifs beside real runs, many hours, resum
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity.py
 	$(BIN)/python benchmarks/what_if.py
 	$(BIN)/python benchmarks/compare.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/rlhf.py
 	$(BIN)/python benchmarks/fidelity_page.py
 
 docs: $(STAMP)  ## check that every public name, verb, column and link is documented; run the examples

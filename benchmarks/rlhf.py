@@ -4,7 +4,7 @@ No criterion: it is `foretune reward` and `foretune rlhf` on real data. Two rewa
 two halves of the same prompts; the policy's output layer maximises the first by TRL's RLOO, the second only watches.
 Finished stages are not repeated.
 
-    OMP_NUM_THREADS=2 python benchmarks/rlhf.py --data ../shared/data
+    OMP_NUM_THREADS=1 python benchmarks/rlhf.py --data ../shared/data
 """
 
 import argparse
