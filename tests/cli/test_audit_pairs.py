@@ -28,6 +28,18 @@ def test_the_forecast_is_that_of_an_audit_of_all_rows(sampled, tiny_folder, pers
     np.testing.assert_allclose(ours["margins"], theirs["margins"], atol=1e-5)
 
 
+def test_rankings_are_sampled_whole(tiny_folder, tmp_path):
+    flags = (*FEW, "--ranking_loss", "plackett_luce", "--band_runs", "0")
+    for name, more in (("all", ()), ("some", ("--audit_pairs", "9"))):
+        assert run("forecast", *command(tiny_folder, "bundled:rankings", tmp_path / name, *flags, *more)) == 0
+    some, every = (load_run(tmp_path / name) for name in ("some", "all"))
+    ours, theirs = (folder.read_arrays("forecast_pairs") for folder in (some, every))
+    np.testing.assert_allclose(ours["margins"], theirs["margins"], atol=1e-5)
+    assert any("pairs are audited" in note for note in some.record["audit"]["notes"])
+    assert run("train", "--output_dir", str(some.path)) == 0
+    assert run("verify", "--output_dir", str(some.path)) == 0
+
+
 def test_all_rows_are_in_the_table_and_figures_of_the_sample_alone(sampled):
     rows = sampled.read_table("pairs").to_pylist()
     known = Counter((row["behaviour"], row["split"]) for row in rows if row["reference_margin"] is not None)
