@@ -42,6 +42,11 @@ def layout(columns: Sequence[str], *, source: str) -> str:
         return IMPLICIT
     if found & {"responses", "completions"} and found & {"prompt", "conversations", "instruction", "question"}:
         return RANKING
+    if {"completion", "label"} <= found:
+        raise UserError(
+            f"{source} has unpaired rows (completion, label): pair each desirable completion with an undesirable one of "
+            "the same prompt as prompt, chosen, rejected; --method kto takes such pairs apart again."
+        )
     raise UserError(
         f"{source} has no known preference format: found columns {', '.join(columns) or '(none)'}; rename them to "
         "prompt, chosen, rejected (or prompt, responses, ranks; or statement, answer_matching_behavior, "
