@@ -44,8 +44,8 @@ def layout(columns: Sequence[str], *, source: str) -> str:
         return RANKING
     if {"completion", "label"} <= found:
         raise UserError(
-            f"{source} has unpaired rows (completion, label): pair each desirable completion with an undesirable one of "
-            "the same prompt as prompt, chosen, rejected; --method kto takes such pairs apart again."
+            f"{source} has unpaired rows (completion, label): pair each desirable completion with an undesirable one "
+            "of the same prompt as prompt, chosen, rejected; --method kto takes such pairs apart again."
         )
     raise UserError(
         f"{source} has no known preference format: found columns {', '.join(columns) or '(none)'}; rename them to "
