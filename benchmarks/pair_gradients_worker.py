@@ -22,9 +22,16 @@ from transformers import AutoModelForCausalLM
 
 
 class Pair(NamedTuple):
+    """What the methods are given; foretune wants `responses`."""
+
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
+    per_token: bool = False
+
+    @property
+    def responses(self):
+        return self.chosen_ids, self.rejected_ids
 
 
 def load(folder: Path, dtype: torch.dtype):

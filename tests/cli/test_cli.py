@@ -308,6 +308,12 @@ def test_help_and_unknown_verbs(capsys):
     assert "unknown verb" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_lists_its_arguments(verb, capsys):
+    assert run(verb, "--help") == 0
+    assert "--output_dir" in capsys.readouterr().out
+
+
 def test_help_imports_nothing_heavy():
     code = "import sys; import foretune, foretune.cli.main as m; m.usage(); print(*sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

@@ -177,6 +177,8 @@ def tree_attention(
     if first is not None:
         copies = [common.expand(len(query), -1, -1, -1) for common in first]
         key, value = torch.cat([copies[0], key], 2), torch.cat([copies[1], value], 2)
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.to(query.dtype)
     if softcap is None:
         usual, options = sdpa_attention_forward, kwargs
     else:  # with dropout, or without a mask

@@ -15,6 +15,7 @@ from torch import Tensor
 from foretune.models.attention import NAME, Layout
 from foretune.models.encoding import Tree
 from foretune.models.head import causal_model
+from foretune.models.product_attention import added
 from foretune.models.sharded import final_states
 
 # Less padding than this share costs less than moving tokens between a line and a grid for attention.
@@ -146,12 +147,9 @@ def _packed_states(model: torch.nn.Module, pairs: Sequence[Tree], shared: int) -
     if of_trees and real.float().mean() < 1 - LITTLE_PADDING:
         layout = Layout(real.sum(1).tolist(), real.flatten().nonzero()[:, 0].to(device))
         ids, positions, scored = ids[real][None], positions[real][None], scored[real][None]
-    if not of_trees:
-        dtype = next(model.parameters()).dtype
-        masks = {
-            kind: torch.zeros(m.shape, dtype=dtype).masked_fill_(~m, torch.finfo(dtype).min)
-            for kind, m in masks.items()
-        }
+    if not of_trees or device.type == "cpu":  # products of the CPU add the mask in float32
+        dtype = torch.float32 if of_trees else next(model.parameters()).dtype
+        masks = {kind: added(mask, dtype) for kind, mask in masks.items()}
     masks = {kind: mask.to(device) for kind, mask in masks.items()}
     for mask in masks.values():
         mask.grid = layout  # pyright: ignore

@@ -4,6 +4,7 @@ On CPUs this takes half the time of PyTorch's fused kernels or less: those run a
 may come in one line, each of its own length, without padding.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -11,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.utils.rnn import pad_sequence
 
 from foretune.models.dtype import float32_products_of
 
@@ -91,11 +91,10 @@ class _Products(torch.autograd.Function):
         output = query.new_empty(len(query), query.shape[2], query.shape[1], value.shape[3])
         with _added_in_float32(query):
             for rows in _rows_at_once(query, key, first, options):
-                asked, keys, values = rows.of(query), rows.of(key), rows.of(value)
-                common = first
-                if common is not None and common[0].shape[2] <= LONG_BEGINNING * asked.shape[2]:
-                    copies = [part.expand(len(asked), -1, -1, -1) for part in common]
-                    keys, values, common = torch.cat([copies[0], keys], 2), torch.cat([copies[1], values], 2), None
+                asked, common, copied = rows.of(query), first, (None, None)
+                if first is not None and first[0].shape[2] <= LONG_BEGINNING * asked.shape[2]:
+                    common, copied = None, first
+                keys, values = rows.of(key, copied[0]), rows.of(value, copied[1])
                 length = 0 if common is None else common[0].shape[2]
                 bias, seen = rows.of_mask(mask, asked.dtype), asked.new_empty(*asked.shape[:3], values.shape[3])
                 for part in _queries_at_once(asked, options):
@@ -150,14 +149,17 @@ class _Rows(NamedTuple):
     tokens: slice | None
     lengths: list[int]
 
-    def of(self, values: Tensor) -> Tensor:
-        """Their part of (rows, heads, tokens, dim) or a line, padded to the longest, contiguous, at least float32."""
-        if self.tokens is None:
-            return _wide(values[self.rows])
-        line = values[:, :, self.tokens]
-        if len(self.lengths) == 1:
-            return _wide(line)
-        return _wide(pad_sequence(list(line[0].transpose(0, 1).split(self.lengths)), batch_first=True).transpose(1, 2))
+    def of(self, values: Tensor, first: Tensor | None = None) -> Tensor:
+        """Their part of (rows, heads, tokens, dim) or a line, padded to the longest, contiguous, at least float32.
+
+        `first`, of shape (1, heads, tokens, dim), is laid before each row.
+        """
+        own = values[self.rows] if self.tokens is None else values[:, :, self.tokens]
+        if self.tokens is None or len(self.lengths) == 1:
+            return _wide(own if first is None else torch.cat([first.expand(len(own), -1, -1, -1), own], 2))
+        line = (own if first is None else torch.cat([first, own], 2))[0].transpose(0, 1)
+        places = _places(tuple(self.lengths), 0 if first is None else first.shape[2], str(values.device))
+        return _wide(line.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2))
 
     def of_mask(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
         """What is added to their scores."""
@@ -173,8 +175,28 @@ class _Rows(NamedTuple):
         elif len(self.lengths) == 1:
             whole[:, self.tokens] = values
         else:
-            parts = [row[:length] for row, length in zip(values, self.lengths, strict=True)]
-            whole[0, self.tokens] = torch.cat(parts)
+            # the first copy joins heads, the second leaves the padding out
+            grid = values.to(whole.dtype, memory_format=torch.contiguous_format).flatten(0, 1)
+            torch.index_select(grid, 0, _kept(tuple(self.lengths), str(whole.device)), out=whole[0, self.tokens])
+
+
+@functools.lru_cache(maxsize=256)
+def _places(lengths: tuple[int, ...], before: int, device: str) -> Tensor:
+    """Which token of a line stands where in a grid of rows, shape (rows, before + longest).
+
+    Every row begins with the line's first `before` tokens; its padding repeats its last token, so that numbers that are
+    not finite stay in their row.
+    """
+    own, longest = torch.tensor(lengths), torch.arange(max(lengths))
+    starts = own.cumsum(0) - own
+    places = before + starts[:, None] + torch.minimum(longest, own[:, None] - 1)
+    return torch.cat([torch.arange(before).expand(len(lengths), -1), places], 1).to(device)
+
+
+@functools.lru_cache(maxsize=256)
+def _kept(lengths: tuple[int, ...], device: str) -> Tensor:
+    """Places of all tokens but the padding in a flattened grid of rows."""
+    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).flatten().nonzero()[:, 0].to(device)
 
 
 def _rows_at_once(

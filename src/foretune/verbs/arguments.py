@@ -123,7 +123,7 @@ class ForetuneArguments(SharedArguments):
     band_runs: int = field(
         default=5,
         metadata={
-            "help": "Simulated runs with other batch orders, dropout and stand-ins that make the forecast's 90 % band "
+            "help": "Simulated runs with other batch orders, dropout and stand-ins that make the forecast's 90 %% band "
             "(0: no band)."
         },
     )
