@@ -2,14 +2,13 @@
 
 No criterion: it is `foretune reward` and `foretune rlhf` on real data. Two reward models (score heads) are trained on
 two halves of the same prompts; the policy's output layer maximises the first by TRL's RLOO, the second only watches.
-Finished stages are not repeated.
+Then the same with reward models of a prompt or two, one for each of three seeds. Finished stages are not repeated.
 
     OMP_NUM_THREADS=1 python benchmarks/rlhf.py --data ../shared/data
 """
 
 import argparse
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +50,7 @@ POLICY = {
     "observe_pairs": 4,
 }
 FIGURES = ("reward", "heldout_reward", "kl")
+FEW_ROWS, FEW_SEEDS = 4, (0, 1, 2)
 
 
 def main() -> None:
@@ -64,15 +64,20 @@ def main() -> None:
     names = behaviours_of(MIXTURE, options.data)[:BEHAVIOURS]
     shared: dict[str, Any] = {**SHARED, "dataset_name": str(file), "behaviours": names}
 
-    judges = {}
-    for half in ("first", "second"):
-        folder = options.work / half
-        judges[half] = reward(output_dir=str(folder), half=half, progress=Progress(), **shared, **REWARD)
-    models = {"reward_model": str(judges["first"].path), "heldout_reward_model": str(judges["second"].path)}
-    start = time.perf_counter()
-    run = rlhf(output_dir=str(options.work / "policy"), progress=Progress(), **shared, **POLICY, **models)
-    print(f"rlhf: {time.perf_counter() - start:.0f} s")
-    write("rlhf", figures(run, judges))
+    def judge(name: str, half: str, **more: Any) -> RunFolder:
+        return reward(output_dir=str(options.work / name), half=half, progress=Progress(), **shared, **REWARD, **more)
+
+    def policy(name: str, judges: dict[str, RunFolder]) -> dict[str, Any]:
+        models = {"reward_model": str(judges["first"].path), "heldout_reward_model": str(judges["second"].path)}
+        run = rlhf(output_dir=str(options.work / name), progress=Progress(), **shared, **POLICY, **models)
+        return figures(run, judges)
+
+    judges = {half: judge(half, half) for half in ("first", "second")}
+    result = {**policy("policy", judges), "few": {"rows": FEW_ROWS, "seeds": {}}}
+    for seed in FEW_SEEDS:
+        poor = judge(f"few-{seed}", "first", max_pairs_per_behaviour=FEW_ROWS, seed=seed, data_seed=seed)
+        result["few"]["seeds"][seed] = policy(f"policy-few-{seed}", {**judges, "first": poor})
+        write("rlhf", result)
 
 
 def figures(run: RunFolder, judges: dict[str, RunFolder]) -> dict[str, Any]:
