@@ -38,6 +38,7 @@ bench: $(STAMP)  ## studies on real data and speed beside peers; results go to b
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/pair_gradients.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/forecast_cost.py
+	$(BIN)/python benchmarks/what_if_time.py
 	$(BIN)/python benchmarks/audit_memory.py
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/table.py

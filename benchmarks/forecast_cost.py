@@ -59,17 +59,17 @@ def main() -> None:
     write("forecast_cost", {**content, "forecasts": forecasts, "machine": machine()})
 
 
-def write_rows(source: Path, target: Path) -> int:
-    """The first behaviours' rows; their number."""
+def write_rows(source: Path, target: Path, *, rows: int = ROWS) -> int:
+    """The first behaviours' rows, `rows` of each; their number."""
     names = sorted(path.stem for path in source.glob("*.jsonl"))[:BEHAVIOURS]
-    found = load_preferences(str(source), behaviours=names, max_pairs_per_behaviour=ROWS, test_fraction=0.0)
+    found = load_preferences(str(source), behaviours=names, max_pairs_per_behaviour=rows, test_fraction=0.0)
     columns = ["prompt", "chosen", "rejected", "behaviour"]
     target.write_text("".join(json.dumps(row) + "\n" for row in found.train.select_columns(columns)))
     return len(found.train)
 
 
 def job(data: Path, folder: Path, **more: Any) -> Job:
-    """One epoch of LoRA."""
+    """LoRA, one epoch where nothing else is said."""
     return job_from(
         model_name_or_path="smollm2-135m",
         dataset_name=str(data),
@@ -78,10 +78,9 @@ def job(data: Path, folder: Path, **more: Any) -> Job:
         use_peft=True,
         per_device_train_batch_size=BATCH,
         learning_rate=1e-4,
-        num_train_epochs=1,
         save_strategy="no",
         disable_tqdm=True,
-        **more,
+        **{"num_train_epochs": 1, **more},
     )
 
 

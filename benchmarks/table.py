@@ -66,10 +66,19 @@ from step 0, the simulation and its bands. CPU seconds of one thread, over those
 | n, of each behaviour | runs of the band | rows, of the run's | CPU s | of which reading | share of the run |
 |---|---|---|---|---|---|"""
 
+WHAT_IF = """\
+## How long a what-if takes
+
+`what_if` on the features of all {pairs:,} pairs of 20 behaviours, {steps} simulated steps of 16, every pair observed
+along them; {threads} threads, wall-clock seconds (criterion: each below 10).
+
+| question | seconds |
+|---|---|"""
+
 
 def main() -> None:
     """Write the page."""
-    parts = [OPENING, *features(), *training(), *gradients(), *cost(), *memory(), *scaling()]
+    parts = [OPENING, *features(), *training(), *gradients(), *cost(), *answers(), *memory(), *scaling()]
     PAGE.write_text("\n".join(parts) + "\n")
 
 
@@ -152,6 +161,17 @@ def cost() -> Iterator[str]:
         share = f"{own['share']:.1%}" if own["share"] <= 0.05 else f"**{own['share']:.1%}: missed (5 %)**"
         seconds = f"{own['seconds']:.0f} | {own['reading_seconds']:.0f}"
         yield f"| {own['pairs']} | {own['band_runs']} | {own['rows_share']:.1%} | {seconds} | {share} |"
+    yield ""
+
+
+def answers() -> Iterator[str]:
+    """What-ifs."""
+    found = read("what_if_time")
+    if found is None:
+        return
+    yield WHAT_IF.format(**found, threads=found["machine"]["threads"])
+    for question, seconds in found["seconds"].items():
+        yield f"| {question} | {seconds:.1f} |" if seconds < 10 else f"| {question} | **{seconds:.1f}: missed (10)** |"
     yield ""
 
 

@@ -23,7 +23,7 @@ from foretune.errors import UserError
 from foretune.features.coordinates import Coordinates
 from foretune.objectives import Objective, RankingLoss
 
-PAIRS_AT_ONCE = 128
+PAIRS_AT_ONCE = 32
 
 
 # Optimisers that move a coordinate by its own gradient alone and keep its state by itself, not rounded in blocks.
