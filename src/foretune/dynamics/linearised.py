@@ -179,4 +179,6 @@ def _dropped(values: Tensor, rate: float) -> Tensor:
 
 
 def _rows(source: RowSource, rows: NDArray[np.int64]) -> Tensor:
-    return source.index_select(0, torch.from_numpy(rows)) if isinstance(source, Tensor) else torch.from_numpy(source[rows])
+    if isinstance(source, Tensor):
+        return source.index_select(0, torch.from_numpy(rows))
+    return torch.from_numpy(source[rows])
