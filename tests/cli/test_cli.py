@@ -209,7 +209,7 @@ def test_bad_data_ends_with_a_sentence_and_code_2(kind, tiny_folder, tmp_path, c
         (("--model_name_or_path", "missing.gguf"), "missing.gguf"),
         (("--behaviour_column", "topc"), "topc"),
         (("--behaviours", "gardning"), "gardening"),
-        (("--loss_type", "apo_zero"), "apo_zero"),
+        (("--loss_type", "aot"), "aot"),
         (("--truncation_mode", "keep_end"), "keep_start"),
         (("--dtype", "float8"), "float8"),
         (("--max_length", "3"), "--max_length"),

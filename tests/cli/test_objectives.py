@@ -67,8 +67,6 @@ def test_adapters_trained_on_means_over_tokens_are_forecast(tiny_folder, unequal
 
 
 REFUSED = {
-    "apo_down": "treats chosen and rejected scores apart",
-    "nca_pair": "treats chosen and rejected scores apart",
     "aot": "sorts the margins of a batch",
     "sft": "learns from the chosen responses alone",
     "kto_pair": "has no such loss",

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from foretune.objectives import Objective, RankingLoss
+from foretune.objectives import LossOfPairs, RankingLoss, SidedLoss
 from foretune.objectives.base import FloatArray
 from foretune.objectives.contrasts import OrderedPairs
 
@@ -17,7 +17,7 @@ def curve_rows(
     margins: FloatArray,
     behaviour_of: np.ndarray,
     split_of: np.ndarray,
-    objective: Objective | RankingLoss,
+    objective: LossOfPairs,
     *,
     reference_margin: FloatArray,
     weights: FloatArray,
@@ -32,7 +32,7 @@ def curve_rows(
         behaviour_of: shape (n,).
         split_of: shape (n,).
         objective: the loss; of rankings, whose contrasts the n pairs are, the figures are means over all pairs of a
-            ranking that are not tied, then over rankings.
+            ranking that are not tied, then over rankings; a sided one needs `chosen_displacement` in `also`.
         reference_margin: log π_ref(chosen) − log π_ref(rejected), shape (n,).
         reference_free: the loss sees log π(chosen) − log π(rejected) itself, not against the reference.
         also: further columns whose means are wanted, each of shape (T, n); of rankings those of the two sides,
@@ -58,7 +58,10 @@ def curve_rows(
             pairs.share,
         )
     groups = behaviour_of, split_of
-    losses = objective.value(margins + reference_margin if reference_free else margins)
+    if isinstance(objective, SidedLoss):
+        losses = objective.value(margins, (also or {})["chosen_displacement"])
+    else:
+        losses = objective.value(margins + reference_margin if reference_free else margins)
     return _rows(steps, losses, margins, reference_margin, *groups, weights, also or {}, None)
 
 

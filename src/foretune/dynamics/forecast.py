@@ -14,7 +14,7 @@ from foretune.dynamics.closed_form import second_order_weights
 from foretune.dynamics.curves import curve_rows, learning_order
 from foretune.dynamics.flow import gradient_flow
 from foretune.dynamics.simulated_run import MarginModel, Renewal, SimulatedRun, simulate_run
-from foretune.objectives import Objective, RankingLoss
+from foretune.objectives import LossOfPairs, RankingLoss, SidedLoss
 from foretune.objectives.base import FloatArray
 from foretune.statistics.behaviours import representatives
 from foretune.statistics.moments import Rows, RowSource, blocks_of
@@ -48,7 +48,7 @@ class ForecastProblem(NamedTuple):
         margins: the run's margins as a function of what it trains.
         margins_alone: the same, perhaps coarser, for the runs of single behaviours; None: those are not wanted.
         features: φ of each pair under the unembedding alone, shape (n, dim); None: no gradient flow is wanted (there is
-            none of rankings).
+            none of rankings and of sided losses).
         reference_margin: log π_ref(chosen) − log π_ref(rejected), shape (n,).
         pair_id: shape (n,); they decide which pairs the flow takes where they are too many.
         behaviour_of: shape (n,).
@@ -61,7 +61,7 @@ class ForecastProblem(NamedTuple):
         observations: number of recorded steps.
         reference_free: the loss sees log π(chosen) − log π(rejected) itself; margins are against the reference anyway.
         checkpoint: of the pilot that the simulated run goes on from (see `simulate_run`).
-        past: what was observed of the pilot, margins of the same observed pairs.
+        past: what was observed of the pilot, at `followed(observed)`.
         renewal: where margins are linearised anew (see `simulate_run`).
         variants: asked after the joint run for runs that could be instead, two at least, for its band; or none.
     """
@@ -76,7 +76,7 @@ class ForecastProblem(NamedTuple):
     weights: FloatArray
     train_pairs: NDArray[np.int64]
     observed: NDArray[np.int64]
-    objective: Objective | RankingLoss
+    objective: LossOfPairs
     arguments: Any
     observations: int
     reference_free: bool = False
@@ -89,6 +89,10 @@ class ForecastProblem(NamedTuple):
         """What the loss adds to the margins of some pairs, shape (len(pairs),)."""
         return self.reference_margin[pairs] if self.reference_free else np.zeros(len(pairs))
 
+    def followed(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What of `margins` is recorded for some pairs: their margins, and with a sided loss their chosen scores."""
+        return self.objective.both(pairs) if isinstance(self.objective, SidedLoss) else pairs
+
 
 class Forecast(NamedTuple):
     """Curves and what follows from them.
@@ -97,6 +101,7 @@ class Forecast(NamedTuple):
         rows: rows of forecast.parquet.
         steps: recorded steps of the joint run.
         margins: joint simulated run: margins of the observed pairs at those steps, shape (T, observed).
+        chosen: the same of the chosen responses' scores, where the loss is sided.
         order: behaviours in the order in which they are learned, first to last.
         num_steps: optimiser steps of the run.
         learning_rates: at every step.
@@ -105,6 +110,7 @@ class Forecast(NamedTuple):
     rows: list[dict[str, Any]]
     steps: list[int]
     margins: FloatArray
+    chosen: FloatArray | None
     order: list[str]
     num_steps: int
     learning_rates: list[float]
@@ -128,7 +134,7 @@ def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = 
     rows += _flows(problem, "mixture", problem.train_pairs, joint)
     if problem.margins_alone is not None:
         rows += _each_alone(problem, problem.margins_alone, joint, progress)
-    return Forecast(rows, joint.steps, joint.margins, order, joint.num_steps, joint.learning_rates)
+    return Forecast(rows, joint.steps, *_sides(problem, joint.margins), order, joint.num_steps, joint.learning_rates)
 
 
 def _joint(problem: ForecastProblem, margins: MarginModel, renewal: Renewal | None, arguments: Any) -> SimulatedRun:
@@ -140,7 +146,7 @@ def _joint(problem: ForecastProblem, margins: MarginModel, renewal: Renewal | No
             train_pairs=problem.train_pairs,
             weights=problem.weights[problem.train_pairs],
             offsets=problem.offsets(problem.train_pairs),
-            observed=problem.observed,
+            observed=problem.followed(problem.observed),
             observations=problem.observations,
             checkpoint=problem.checkpoint,
             renewal=renewal,
@@ -203,7 +209,7 @@ def _alone(problem: ForecastProblem, margins: MarginModel, behaviour: str, joint
             train_pairs=own,
             weights=problem.weights[own],
             offsets=problem.offsets(own),
-            observed=members,
+            observed=problem.followed(members),
             observations=problem.observations,
         )
     rows = _rows(problem, "simulated_run", "alone", run.steps, run.margins, members)
@@ -218,7 +224,7 @@ def _flows(
     members: NDArray[np.int64] | None = None,
 ) -> list[dict[str, Any]]:
     """Gradient flow and second order on the clock Σ learning rates (the clock of SGD), at the joint run's steps."""
-    if problem.features is None or isinstance(problem.objective, RankingLoss):
+    if problem.features is None or isinstance(problem.objective, RankingLoss | SidedLoss):
         return []
     rows_in_flow = flow_rows(problem.features, problem, train)
     times = np.concatenate([[0.0], np.cumsum(joint.learning_rates)])[joint.steps]
@@ -272,6 +278,8 @@ def _rows(
 ) -> list[dict[str, Any]]:
     members = problem.observed if members is None else members
     objective = problem.objective
+    margins, chosen = _sides(problem, margins)
+    also = {} if chosen is None else {"chosen_displacement": chosen, "rejected_displacement": chosen - margins}
     rows = curve_rows(
         steps,
         margins,
@@ -281,6 +289,15 @@ def _rows(
         reference_margin=problem.reference_margin[members],
         weights=problem.weights[members],
         reference_free=problem.reference_free,
+        also=also,
     )
     kept = rows if trained_on == "mixture" else [row for row in rows if row["behaviour"] != "all"]
     return [{"method": method, "trained_on": trained_on, **row} for row in kept]
+
+
+def _sides(problem: ForecastProblem, followed: FloatArray) -> tuple[FloatArray, FloatArray | None]:
+    """Margins and chosen scores, each of shape (T, k), of what was recorded of k pairs."""
+    if not isinstance(problem.objective, SidedLoss):
+        return followed, None
+    margins, chosen = np.split(followed, 2, axis=1)
+    return margins, chosen

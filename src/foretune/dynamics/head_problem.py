@@ -67,9 +67,13 @@ class HeadProblem(NamedTuple):
         return {WEIGHT: self.head.weight}
 
     def margins(self, parameters: Mapping[str, Tensor], pairs: Tensor, *, training: bool = False) -> Tensor:
-        """Margins of some pairs under other weights, shape (len(pairs),); there is no dropout in the output layer."""
-        scores = self.log_probs(parameters[WEIGHT], pairs) - self.reference[:, pairs]
-        return scores[0] - scores[1]
+        """Margins of some pairs under other weights, shape (len(pairs),); there is no dropout in the output layer.
+
+        Of n pairs, n + i is the chosen score of pair i.
+        """
+        own, place = (pairs % len(self.pairs)).unique(return_inverse=True)
+        chosen, rejected = (self.log_probs(parameters[WEIGHT], own) - self.reference[:, own])[:, place]
+        return chosen - torch.where((pairs < len(self.pairs)).to(rejected.device), rejected, 0.0)
 
     def log_probs(self, weight: Tensor, pairs: Tensor) -> Tensor:
         """Summed or mean log-probabilities of chosen and rejected of some pairs under W, shape (2, len(pairs))."""
@@ -115,6 +119,7 @@ def head_problem(
     *,
     mass: float = 1.0,
     convention: Convention = SUMS,
+    sided: bool = False,
 ) -> HeadProblem:
     """Prepare the problem, choosing the rows of W to train.
 
@@ -125,21 +130,22 @@ def head_problem(
         pairs: all pairs, trained on or not.
         mass: probability that the trained rows carry together, averaged over the states.
         convention: what the margin is made of.
+        sided: scores are wanted besides margins, so that what cancels in a margin matters too.
     """
     first = np.concatenate([[0], np.cumsum([num_states(pair) for pair in pairs])])
     if isinstance(states, Tensor) or np.prod(states.shape) <= LARGEST_STATES:
         states = torch.as_tensor(states[: int(first[-1])]).float().to(head.weight.device)
     problem = HeadProblem(head, states, convention.scored(pairs), first, None, None, torch.empty(0))
     if mass < 1:
-        problem = _with_fewer_rows(problem, mass)
+        problem = _with_fewer_rows(problem, mass, sided)
     parts = torch.arange(len(pairs)).split(PAIRS_AT_ONCE)
     reference = torch.cat([problem.log_probs(problem.head.weight, part) for part in parts], 1)
     return problem._replace(reference=reference if convention.reference else torch.zeros_like(reference))
 
 
-def _with_fewer_rows(problem: HeadProblem, mass: float) -> HeadProblem:
+def _with_fewer_rows(problem: HeadProblem, mass: float, sided: bool) -> HeadProblem:
     head, device = problem.head, problem.head.weight.device
-    probability = _moving_probability(problem)
+    probability = _moving_probability(problem, sided)
     order = torch.argsort(probability, descending=True)
     carried = torch.cumsum(probability[order].double(), 0)
     enough = int(torch.searchsorted(carried, mass * carried[-1])) + 1
@@ -162,14 +168,15 @@ def _with_fewer_rows(problem: HeadProblem, mass: float) -> HeadProblem:
     )
 
 
-def _moving_probability(problem: HeadProblem) -> Tensor:
+def _moving_probability(problem: HeadProblem, sided: bool) -> Tensor:
     """Σ of the softmax over the states where it matters; shape (vocabulary,).
 
-    Where chosen and rejected start from the same state, it cancels in the margin.
+    Where chosen and rejected start from the same state, it cancels in the margin, though not in their own scores.
     """
     probability = torch.zeros(len(problem.head.weight), device=problem.head.weight.device)
     for block in _blocks(problem):
-        count = block.states.new_zeros(len(block.states)).index_add(0, block.targets.state, block.targets.sign)
+        sign = block.targets.sign.abs() if sided else block.targets.sign
+        count = block.states.new_zeros(len(block.states)).index_add(0, block.targets.state, sign)
         for chunk in block.states[count != 0].split(STATES_AT_ONCE):
             probability += torch.softmax(problem.head.logits(chunk), -1).sum(0)
     if not probability.any():

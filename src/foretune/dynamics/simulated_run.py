@@ -21,7 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from foretune.dynamics.curves import observation_steps
 from foretune.errors import UserError
 from foretune.features.coordinates import Coordinates
-from foretune.objectives import Objective, RankingLoss
+from foretune.objectives import LossOfPairs, RankingLoss, SidedLoss, Unpaired, unpaired_order
 
 PAIRS_AT_ONCE = 32
 
@@ -49,7 +49,11 @@ def check_coordinatewise(arguments: TrainingArguments) -> None:
 
 
 class MarginModel(Protocol):
-    """Margins of pairs, against the reference, as a function of the trainable parameters."""
+    """Margins of pairs, against the reference, as a function of the trainable parameters.
+
+    For a sided loss of n pairs it knows 2n of them: n + i is the chosen score of pair i, its margin over an empty
+    response.
+    """
 
     @property
     def sampled(self) -> Mapping[str, Coordinates]:
@@ -103,7 +107,7 @@ class SimulatedRun(NamedTuple):
 def simulate_run(
     problem: MarginModel,
     arguments: TrainingArguments,
-    objective: Objective | RankingLoss,
+    objective: LossOfPairs,
     *,
     train_pairs: Sequence[int] | NDArray[np.int64],
     weights: NDArray[np.float64],
@@ -119,7 +123,8 @@ def simulate_run(
     Args:
         problem: margins of all pairs that are trained on or observed.
         arguments: the run's own arguments; only reporting and saving are switched off.
-        objective: the loss; of rankings, whose contrasts pairs of `problem` are, a row of a batch is a ranking.
+        objective: the loss; of rankings, whose contrasts pairs of `problem` are, a row of a batch is a ranking; a sided
+            one also asks `problem` for the chosen scores; where it is unpaired, batches are of twice as many rows.
         train_pairs: which pair of `problem` each row of the training data set is (its order decides the batches).
         weights: row weights, scaled to mean 1, of the same rows.
         observed: indices of the pairs whose margins are recorded.
@@ -136,13 +141,17 @@ def simulate_run(
     if problem.sampled:
         check_coordinatewise(arguments)
     ranked = objective.within(np.asarray(train_pairs)) if isinstance(objective, RankingLoss) else None
+    order = np.arange(len(train_pairs) if ranked is None else len(ranked.contrasts.members))
+    if isinstance(objective, SidedLoss) and objective.unpaired:
+        order = unpaired_order(len(train_pairs), arguments.seed)
+        arguments = _of_single_responses(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         model = _Parameters(problem.start())
         recorder = _Recorder(problem, model, torch.as_tensor(np.asarray(observed)), observations, renewal)
         trainer = _Trainer(
             model=model,
             args=quiet_copy(arguments, scratch),
-            train_dataset=_Rows(len(train_pairs) if ranked is None else len(ranked.contrasts.members)),
+            train_dataset=_Rows(order),
             data_collator=lambda rows: {"row": torch.tensor(rows)},
             callbacks=[recorder],
         )
@@ -193,7 +202,7 @@ class _Parameters(torch.nn.Module):
 
 class _Trainer(Trainer):
     recorder: "_Recorder"
-    objective: Objective | RankingLoss
+    objective: LossOfPairs
     pairs: Tensor
     weights: Tensor
     factors: Tensor
@@ -205,7 +214,12 @@ class _Trainer(Trainer):
         if isinstance(self.objective, RankingLoss):
             return self._loss_of_rankings(model, self.objective, rows)
         with torch.autocast(self.args.device.type, enabled=False):
-            losses = self.objective.torch_value(self._seen(model, rows))
+            if isinstance(self.objective, SidedLoss) and self.objective.unpaired:
+                rows, losses = rows // 2, self._of_single(model, self.objective, rows)
+            elif isinstance(self.objective, SidedLoss):
+                losses = self.objective.objective.torch_value(*self._sides(model, self.objective, rows))
+            else:
+                losses = self.objective.torch_value(self._seen(model, rows))
         return (self.weights[rows].to(losses) * losses).mean()
 
     def _loss_of_rankings(self, model, loss, rows):
@@ -222,6 +236,19 @@ class _Trainer(Trainer):
         """What the loss sees of some rows' margins."""
         margins = self.recorder.problem.margins(model(), self.pairs[rows], training=True)
         return self.factors[rows].to(margins) * margins + self.offsets[rows].to(margins)
+
+    def _sides(self, model, loss, rows):
+        """Chosen and rejected scores of some rows, exchanged where labels are flipped."""
+        both = torch.from_numpy(loss.both(self.pairs[rows].numpy()))
+        margin, chosen = self.recorder.problem.margins(model(), both, training=True).chunk(2)
+        flipped, rejected = (self.factors[rows] < 0).to(chosen.device), chosen - margin
+        return torch.where(flipped, rejected, chosen), torch.where(flipped, chosen, rejected)
+
+    def _of_single(self, model, loss, responses):
+        """Losses of rows of one response each."""
+        chosen, rejected = self._sides(model, loss, responses // 2)
+        desirable = (responses % 2 == 0).to(chosen.device)
+        return Unpaired(loss.objective).torch_value(torch.where(desirable, chosen, rejected), desirable)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """The parameters are those of the checkpoint already."""
@@ -307,14 +334,22 @@ class _Recorder(TrainerCallback):
 class _Rows(torch.utils.data.Dataset):
     """Row numbers; a row is looked up when its loss is computed."""
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    def __init__(self, order: NDArray[np.int64]) -> None:
+        self._order = order
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._order)
 
     def __getitem__(self, index: int) -> int:
-        return index
+        return int(self._order[index])
+
+
+def _of_single_responses(arguments: TrainingArguments) -> TrainingArguments:
+    """As KTO is trained: a pair is two rows, which are taken in their order."""
+    single = copy.copy(arguments)
+    single.per_device_train_batch_size *= 2
+    single.train_sampling_strategy = "sequential"
+    return single
 
 
 def quiet_copy(arguments: TrainingArguments, scratch: str) -> TrainingArguments:

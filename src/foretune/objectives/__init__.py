@@ -12,7 +12,7 @@ from foretune.objectives.dpo import DPO
 from foretune.objectives.dpo_positive import DPOPositive
 from foretune.objectives.exo import EXO
 from foretune.objectives.ipo import IPO
-from foretune.objectives.kto import kto_pair
+from foretune.objectives.kto import kto_pair, unpaired_order
 from foretune.objectives.likelihood import NegativeLogLikelihood
 from foretune.objectives.nca import nca
 from foretune.objectives.noisy_labels import LabelSmoothed, Robust
@@ -22,13 +22,16 @@ from foretune.objectives.plackett_luce import PlackettLuce
 from foretune.objectives.ranking import RankingObjective
 from foretune.objectives.saturating import Saturating
 from foretune.objectives.shifted import Shifted
-from foretune.objectives.sided import SidedObjective, SumOfTerms, Term
+from foretune.objectives.sided import SidedLoss, SidedObjective, SumOfTerms, Term
 from foretune.objectives.simpo import simpo
 from foretune.objectives.slic import SLiC
 from foretune.objectives.sppo import sppo_hard
 from foretune.objectives.top_one import TopOne
 from foretune.objectives.unpaired import Unpaired
 from foretune.objectives.wpo import wpo_weights
+
+# What n pairs can be trained with.
+LossOfPairs = Objective | RankingLoss | SidedLoss
 
 __all__ = [
     "DPO",
@@ -41,6 +44,7 @@ __all__ = [
     "DPOPositive",
     "DiscoPOP",
     "LabelSmoothed",
+    "LossOfPairs",
     "NegativeLogLikelihood",
     "Objective",
     "Pairwise",
@@ -51,6 +55,7 @@ __all__ = [
     "SLiC",
     "Saturating",
     "Shifted",
+    "SidedLoss",
     "SidedObjective",
     "SumOfTerms",
     "Term",
@@ -64,5 +69,6 @@ __all__ = [
     "nca",
     "simpo",
     "sppo_hard",
+    "unpaired_order",
     "wpo_weights",
 ]

@@ -1,8 +1,19 @@
 """Kahneman–Tversky Optimization (Ethayarajh et al., 2024, arXiv 2402.01306, equation 7)."""
 
+import numpy as np
+from numpy.typing import NDArray
+
 from foretune.objectives.saturating import Saturating
 from foretune.objectives.shifted import Shifted
 from foretune.objectives.sided import SumOfTerms, Term
+
+
+def unpaired_order(num_pairs: int, seed: int) -> NDArray[np.int64]:
+    """The order in which the 2n responses of n pairs are trained on as rows of their own, shape (2n,).
+
+    Pair i's chosen response is 2i, its rejected one 2i + 1.
+    """
+    return np.random.default_rng(seed).permutation(2 * num_pairs)
 
 
 def kto_pair(

@@ -32,6 +32,30 @@ class SidedObjective(ABC):
         """ℓ(c, r) on torch tensors, differentiable."""
 
 
+class SidedLoss(NamedTuple):
+    """A sided loss of n pairs whose margins and chosen scores are known: rejected = chosen − margin.
+
+    Who follows the scores of a run follows 2n numbers: the n margins, then the n chosen scores.
+
+    Attributes:
+        objective: the loss of one pair.
+        num_pairs: n.
+        unpaired: its two terms are trained on apart, as rows of one response each (see `Unpaired`).
+    """
+
+    objective: SidedObjective
+    num_pairs: int
+    unpaired: bool = False
+
+    def value(self, margin: FloatArray, chosen: FloatArray) -> FloatArray:
+        """Of some pairs, shape (…)."""
+        return self.objective.value(chosen, chosen - margin)
+
+    def both(self, pairs):
+        """The places of some pairs' margins and chosen scores, shape (2k,); NumPy."""
+        return np.concatenate([pairs, np.asarray(pairs) + self.num_pairs])
+
+
 class Term(NamedTuple):
     """weight · ℓ(chosen · c + rejected · r)."""
 

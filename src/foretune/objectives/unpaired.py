@@ -1,6 +1,7 @@
 """Objectives on rows of one response each, desirable or not (KTO's kind of data)."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +9,9 @@ from numpy.typing import NDArray
 from foretune.errors import UserError
 from foretune.objectives.base import FloatArray
 from foretune.objectives.sided import SumOfTerms
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,14 @@ class Unpaired:
             w * loss.value((a + b) * log_ratio) * (desirable if a else ~desirable)
             for loss, a, b, w in self._terms(desirable)
         )  # pyright: ignore
+
+    def torch_value(self, log_ratio: "Tensor", desirable: "Tensor") -> "Tensor":
+        """`value` on tensors, of rows of any kinds."""
+        first, *others = (
+            w * loss.torch_value((a + b) * log_ratio) * (desirable if a else ~desirable)
+            for loss, a, b, w in self.pairs.terms
+        )
+        return sum(others, first)
 
     def slope(self, log_ratio: FloatArray, desirable: NDArray[np.bool_]) -> FloatArray:
         """Derivative of each row's loss by its log-ratio, shape (n,); arguments and errors as of `value`."""

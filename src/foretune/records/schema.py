@@ -17,6 +17,7 @@ _CURVE = [
 ]
 # where runs with other batch orders would be, 90 % of them; missing where none were simulated
 _BAND = [(f"{name}_{end}", _FLOAT) for name in ("loss", "reward_accuracy", "margin") for end in ("low", "high")]
+_DISPLACEMENT = [("chosen_displacement", _FLOAT), ("rejected_displacement", _FLOAT)]
 
 TABLES = {
     "behaviours": pa.schema(
@@ -38,8 +39,9 @@ TABLES = {
             ("initial_rate", _FLOAT),
         ]
     ),
-    "forecast": pa.schema([("method", _TEXT), ("trained_on", _TEXT), *_CURVE, *_BAND]),
-    "observed": pa.schema([*_CURVE, ("chosen_displacement", _FLOAT), ("rejected_displacement", _FLOAT)]),
+    # displacements are forecast where the loss treats both sides apart
+    "forecast": pa.schema([("method", _TEXT), ("trained_on", _TEXT), *_CURVE, *_BAND, *_DISPLACEMENT]),
+    "observed": pa.schema([*_CURVE, *_DISPLACEMENT]),
     "ensemble": pa.schema(
         [
             ("behaviour", _TEXT),

@@ -114,11 +114,13 @@ def _cosine(matrix: list[list[float | None]], i: int, j: int) -> float | None:
     return round(max(-1.0, min(1.0, value / (own_i * own_j) ** 0.5)), 3)
 
 
-def displacement(folder: RunFolder, verdicts: list[BehaviourVerdict]) -> list[tuple[str, float, float | None]]:
-    """(behaviour, change of the chosen, change of the rejected log-probability) at the last observed step."""
+def displacement(
+    rows: list[Row], split: str, verdicts: list[BehaviourVerdict]
+) -> list[tuple[str, float, float | None]]:
+    """(behaviour, change of the chosen, change of the rejected log-probability) at the last step of some curves."""
     found = []
     for item in verdicts:
-        points = [row for row in curve(folder.observed, item.behaviour, folder.split)]
+        points = curve(rows, item.behaviour, split)
         last = next((row for row in reversed(points) if row.get("chosen_displacement") is not None), None)
         if last is not None:
             found.append((item.behaviour, last["chosen_displacement"], last.get("rejected_displacement")))
@@ -126,8 +128,9 @@ def displacement(folder: RunFolder, verdicts: list[BehaviourVerdict]) -> list[tu
 
 
 def displacement_figure(folder: RunFolder, verdicts: list[BehaviourVerdict]) -> Figure | None:
-    """Per behaviour, how far the chosen and the rejected answers' log-probabilities moved."""
-    found = displacement(folder, verdicts)
+    """Per behaviour, how far the chosen and the rejected answers' log-probabilities moved, or will move."""
+    observed, forecast = (displacement(rows, folder.split, verdicts) for rows in (folder.observed, folder.forecast))
+    found = observed or forecast
     if not found:
         return None
     numbers = list(range(1, len(found) + 1))
@@ -136,18 +139,21 @@ def displacement_figure(folder: RunFolder, verdicts: list[BehaviourVerdict]) -> 
     for i, (_, chosen, rejected) in zip(numbers, found, strict=True):
         bars["x"] += [chosen, rejected, None]
         bars["y"] += [i, i, None]
+    place = dict(zip((row[0] for row in found), numbers, strict=True))
     dots = [
         {
             "type": "scatter",
             "mode": "markers",
-            "name": name,
-            "x": [row[column] for row in found],
-            "y": numbers,
-            "text": [short(row[0], 60) for row in found],
-            "hovertemplate": f"%{{text}}<br>{name}: %{{x:.2f}}<extra></extra>",
-            "marker": {"color": colour, "size": 9, "symbol": symbol},
+            "name": f"{name}{when}",
+            "x": [row[column] for row in rows],
+            "y": [place[row[0]] for row in rows],
+            "text": [short(row[0], 60) for row in rows],
+            "hovertemplate": f"%{{text}}<br>{name}{when}: %{{x:.2f}}<extra></extra>",
+            "marker": {"color": colour, "size": 9, "symbol": symbol + shape},
         }
+        for rows, when, shape in ((forecast, ", forecast", "-open"), (observed, "", ""))
         for column, name, colour, symbol in ((1, "chosen", "#2a9d6f", "circle"), (2, "rejected", "#d1495b", "diamond"))
+        if rows
     ]
     layout = {
         "height": 120 + max(20 * len(found), 60),
@@ -159,5 +165,5 @@ def displacement_figure(folder: RunFolder, verdicts: list[BehaviourVerdict]) -> 
     layout["yaxis"]["range"] = [len(found) + 0.7, 0.3]
     extra = {"narrow_ticks": [short(row[0], 14) for row in found]}
     falling = sum(chosen < 0 for _, chosen, _ in found)
-    alt = f"Dot chart: the chosen answers' log-probability fell for {falling} of {len(found)} behaviours."
+    alt = f"Dot chart: the chosen answers' log-probability falls for {falling} of {len(found)} behaviours."
     return Figure("displacement", [bars, *dots], layout, alt, extra)

@@ -53,7 +53,8 @@ def render(folder: RunFolder) -> str:
     drawn = figures(folder, verdicts)
     columns, counts = tables.data_table(folder)
     todo = actions(folder, verdicts)
-    moved = displacement(folder, verdicts)
+    observed, forecast = (displacement(rows, folder.split, verdicts) for rows in (folder.observed, folder.forecast))
+    moved = observed or forecast
     return (
         environment()
         .get_template("template.html.j2")
@@ -71,6 +72,7 @@ def render(folder: RunFolder) -> str:
             mixture=tables.mixture_rows(folder),
             notes=_notes(folder),
             moved=moved,
+            moved_really=bool(observed),
             falling=[name for name, chosen, _ in moved if chosen < 0],
             verification=tables.verification_rows(folder),
             footer=tables.footer_rows(folder),

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from trl import DPOConfig, KTOConfig, KTOTrainer
 
 from foretune.models.encoding import EncodedPair
+from foretune.objectives import unpaired_order
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # a notice at import, which names nothing to be done
 from trl.experimental.cpo import CPOConfig, CPOTrainer  # noqa: E402
@@ -138,4 +138,4 @@ def _unpaired_rows(pairs: Iterable[EncodedPair], seed: int) -> list[dict[str, An
         for pair in pairs
         for answer, label in ((pair.chosen_ids, True), (pair.rejected_ids, False))
     ]
-    return [rows[index] for index in np.random.default_rng(seed).permutation(len(rows))]
+    return [rows[index] for index in unpaired_order(len(rows) // 2, seed)]

@@ -67,6 +67,13 @@ class ForetuneArguments(SharedArguments):
         default=None,
         metadata={"help": "Also forecast each behaviour trained alone. Default: where the output layer is simulated."},
     )
+    forecast_displacement: bool = field(
+        default=False,
+        metadata={
+            "help": "Also forecast how likely chosen and rejected responses become, each by itself, for twice the "
+            "features. Losses that treat both apart (nca_pair, kto, …) do so anyway."
+        },
+    )
     alone_mass: float = field(
         default=0.99,
         metadata={

@@ -182,7 +182,17 @@ def reference_margins(prepared: Prepared, features: PairFeatures) -> np.ndarray:
     """
     log_probs = np.stack([features.chosen_logp, features.rejected_logp])
     margins = prepared.job.convention.margins(log_probs, prepared.audited.lengths)
-    return margins if prepared.sample is None else margins[stand_ins(prepared, prepared.audited_places)]
+    return _of_all(prepared, margins)
+
+
+def reference_scores(prepared: Prepared, features: PairFeatures) -> np.ndarray:
+    """The same of the margin and of the chosen response's own score, summed over tokens, shape (2, n)."""
+    chosen, rejected = features.chosen_logp, features.rejected_logp
+    return _of_all(prepared, np.stack([chosen - rejected, chosen]))
+
+
+def _of_all(prepared: Prepared, values: np.ndarray) -> np.ndarray:
+    return values if prepared.sample is None else values[..., stand_ins(prepared, prepared.audited_places)]
 
 
 def measure(prepared: Prepared, features: PairFeatures) -> Measured:

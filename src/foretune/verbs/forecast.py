@@ -19,7 +19,7 @@ from foretune.dynamics.simulated_run import MarginModel
 from foretune.errors import UserError
 from foretune.features.unembedding import read_states
 from foretune.models.head import head_of
-from foretune.objectives import Objective, RankingObjective
+from foretune.objectives import Objective, RankingObjective, SidedObjective
 from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of
 from foretune.scores import Convention
@@ -38,7 +38,6 @@ from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, loss_of_pairs, prepare
 from foretune.verbs.progress import Progress
 from foretune.verbs.real_run import pilot
-from foretune.verbs.stand_ins import stand_ins
 from foretune.verbs.twin import Lineariser
 
 WHAT_IS_FORECAST = {
@@ -94,6 +93,7 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         pair_id=prepared.pairs.pair_id[prepared.observed],
         steps=np.array(result.steps),
         margins=result.margins,
+        **({} if result.chosen is None else {"chosen": result.chosen}),
     )
     section = _section(prepared, problem, result, watch)
     if lineariser:
@@ -121,7 +121,11 @@ def _check_sample(job: Job) -> None:
 
 
 def simulated(
-    prepared: Prepared, objective: Objective | RankingObjective, progress: Progress, *, folder: str = "."
+    prepared: Prepared,
+    objective: Objective | SidedObjective | RankingObjective,
+    progress: Progress,
+    *,
+    folder: str = ".",
 ) -> tuple[ForecastProblem, Forecast, Lineariser | None]:
     """Forecast the run of an audited job; pilot and features of a twin are kept below `folder` of the run folder."""
     job = prepared.job
@@ -172,7 +176,7 @@ DEAR = 0.5
 def _cost(section: dict[str, Any], lineariser: Lineariser) -> float:
     """Rows that went forward and backward for the forecast, over those of the run."""
     pilot_rows = section["pilot_steps"] * section["batch_size"]
-    features = len(lineariser.keys) * len(lineariser.measured)
+    features = len(lineariser.keys) * lineariser.num_measured
     return (pilot_rows + features) / (section["steps"] * section["batch_size"])
 
 
@@ -186,25 +190,27 @@ def _alternative(cost: float) -> list[str]:
 
 
 def output_layer_problem(
-    prepared: Prepared, objective: Objective | RankingObjective, progress: Progress
+    prepared: Prepared, objective: Objective | SidedObjective | RankingObjective, progress: Progress
 ) -> ForecastProblem:
     """The run of the output layer alone: exact for runs that train it alone."""
     job, measured = prepared.job, measure(prepared, features_of(prepared, progress))
     convention = job.convention._replace(reference=True)  # margins are against the reference, whatever the loss sees
     head, states = head_of(prepared.loaded.model), read_states(store_of(prepared), prepared.pairs.num_states)
     exact = head_problem(head, states, prepared.pairs, convention=convention)
-    alone = job.ours.forecast_alone is not False
+    alone, sided = job.ours.forecast_alone is not False, isinstance(objective, SidedObjective)
     reference = exact.reference.double().cpu().numpy()
     return ForecastProblem(
         exact,
-        head_problem(head, states, prepared.pairs, mass=job.ours.alone_mass, convention=convention) if alone else None,
-        None if job.convention.per_token or job.ranking_loss else measured.kernel_features,
+        head_problem(head, states, prepared.pairs, mass=job.ours.alone_mass, convention=convention, sided=sided)
+        if alone
+        else None,
+        None if job.convention.per_token or job.ranking_loss or sided else measured.kernel_features,
         reference[0] - reference[1],
         *_common(prepared, objective),
     )
 
 
-def _common(prepared: Prepared, objective: Objective | RankingObjective) -> tuple[Any, ...]:
+def _common(prepared: Prepared, objective: Objective | SidedObjective | RankingObjective) -> tuple[Any, ...]:
     """The fields of a forecast's problem that do not depend on what simulates it, in their order."""
     loss = loss_of_pairs(prepared, objective)
     return (
@@ -223,7 +229,7 @@ def _common(prepared: Prepared, objective: Objective | RankingObjective) -> tupl
 
 def twin_problem(
     prepared: Prepared,
-    objective: Objective | RankingObjective,
+    objective: Objective | SidedObjective | RankingObjective,
     progress: Progress,
     lineariser: Lineariser,
     *,
@@ -271,14 +277,14 @@ def _interval(job: Job, lineariser: Lineariser, num_units: int, begun: int) -> i
         return 0
     rows = arguments.train_batch_size * arguments.gradient_accumulation_steps * processes.count()
     steps = arguments.max_steps if arguments.max_steps > 0 else ceil(num_units / rows * arguments.num_train_epochs)
-    return affordable_interval(max(steps - begun, 1), rows, len(lineariser.measured))
+    return affordable_interval(max(steps - begun, 1), rows, lineariser.num_measured)
 
 
 def _variants(prepared: Prepared, lineariser: Lineariser, first: int) -> list[Variant]:
     """The run with other batch orders, dropout, sampled coordinates, and pairs that stand for those not measured."""
     anchors, found = lineariser.anchors, []
     for number in range(1, prepared.job.ours.band_runs + 1):
-        place = stand_ins(prepared, lineariser.measured, draw=np.random.default_rng(number))
+        place = lineariser.stand_ins(draw=np.random.default_rng(number))
 
         def at(
             step: int, _parameters: Any = None, number: int = number, place: np.ndarray = place
@@ -386,6 +392,11 @@ def _notes(job: Job, problem: ForecastProblem) -> list[str]:
         notes.append(
             f"{job.losses[0]} averages over a response's tokens: the simulated run does so too, gradient "
             "flow and closed form, whose features are of sums, are left out."
+        )
+    if job.ours.method == "kto":
+        notes.append(
+            "KTO measures scores against a KL divergence that it estimates from each batch: here that is left at 0, "
+            "where to first order it changes no step."
         )
     if problem.features is not None:
         taken, trained = len(flow_rows(problem.features, problem, problem.train_pairs).pairs), len(problem.train_pairs)

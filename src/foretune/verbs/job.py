@@ -15,7 +15,7 @@ from foretune.data import PreferenceData, load_preferences
 from foretune.data.formats import RANKING
 from foretune.errors import UserError
 from foretune.models.load import resolve_dtype
-from foretune.objectives import Objective, RankingObjective
+from foretune.objectives import Objective, RankingObjective, SidedObjective, SumOfTerms, Term
 from foretune.records import RunFolder
 from foretune.scores import Convention
 from foretune.training.build import TRAINABLE, default_device
@@ -88,25 +88,17 @@ class Job:
         """The dtype of frozen weights; measured unless it was named."""
         return resolve_dtype(self.model.dtype if "dtype" in self.explicit else "auto", self.device())
 
-    def objective(self) -> Objective | RankingObjective:
+    def objective(self) -> Objective | SidedObjective | RankingObjective:
         """The loss, for the forecast; of rankings, for training as well.
 
         Raises:
-            UserError: a loss that is no function of one margin or of those of a ranking, or options that change it.
+            UserError: a loss that is no function of a pair's or a ranking's scores, or options that change it.
         """
         if self.ranking_loss is not None:
             self._check_unchanged("is not defined for rankings: leave it out.")
+            if self.ours.forecast_displacement:
+                raise UserError("--forecast_displacement is of pairs: leave it out with --ranking_loss.")
             return ranking_objective_of(self.ranking_loss, self.training)
-        return self.pair_objective()
-
-    def pair_objective(self) -> Objective:
-        """The same where data are pairs.
-
-        Raises:
-            UserError: as of `objective`, and rankings.
-        """
-        if self.ranking_loss is not None:
-            raise UserError("this is not computed for rankings: leave out --ranking_loss and use pairs.")
         if len(self.losses) != 1:
             raise UserError(
                 f"{' + '.join(self.losses)} cannot be forecast: a forecast follows one loss; use "
@@ -114,7 +106,14 @@ class Job:
             )
         found = objective_of(self.losses[0], self.training)
         self._check_unchanged("cannot be forecast: leave it out, or use `foretune train` alone.")
-        return found
+        if not self.ours.forecast_displacement or isinstance(found, SidedObjective):
+            return found
+        if self.convention != Convention():
+            raise UserError(
+                f"--forecast_displacement is not defined for {self.losses[0]}, which takes {self.convention}: leave it "
+                "out, or use a loss of sums against the reference."
+            )
+        return SumOfTerms((Term(found, 1.0, -1.0),))
 
     def _check_unchanged(self, why: str) -> None:
         """Refuse options of TRL's that change its losses."""

@@ -60,11 +60,13 @@ LOSSES = {
     "apo_zero": Loss(lambda arguments: apo_zero(beta=arguments.beta)),
     "apo_down": Loss(lambda arguments: apo_down(beta=arguments.beta)),
 }
-# Why a loss is no function of one pair's two scores.
+# Why a loss, as TRL has it, is no function of one pair's two scores.
 NO_PAIR = {
     "aot": "it sorts the margins of a batch, so it is no function of one pair",
     "aot_unpaired": "it sorts the scores of a batch, so it is no function of one pair",
     "sft": "it learns from the chosen responses alone, a mean over the tokens of a batch",
+    "cpo": "its likelihood term is a mean over the chosen tokens of a batch",
+    "orpo": "its likelihood term is taken over the prompt as well, and over the tokens of a batch",
 }
 # Losses of other trainers than DPOTrainer, by `--method`.
 OTHERS = {
@@ -81,7 +83,11 @@ OF_DPO = (
     *("loss_type", "loss_weights", "label_smoothing", "discopop_tau", "f_divergence_type", "f_alpha_divergence_coef"),
     *("ld_alpha", "use_weighting", "sync_ref_model", "ranking_loss"),
 )
-FORECAST = ("sigmoid", "hinge", "ipo", "exo_pair", "robust", "discopop", "sigmoid_norm", "simpo")
+# Those that can be forecast: of the margin alone, and of both scores.
+OF_MARGINS = ("sigmoid", "hinge", "ipo", "exo_pair", "robust", "discopop", "sigmoid_norm", "simpo")
+FORECAST = (*OF_MARGINS, "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "kto")
+# Those of rows of one response each.
+UNPAIRED = ("kto",)
 
 
 def check_method(name: str, explicit: Collection[str]) -> None:
@@ -96,25 +102,21 @@ def check_method(name: str, explicit: Collection[str]) -> None:
         raise UserError(f"{strange[0]} is an option of DPOTrainer alone: leave it out with --method {name}.")
 
 
-def objective_of(name: str, arguments: DPOConfig) -> Objective:
+def objective_of(name: str, arguments: DPOConfig) -> Objective | SidedObjective:
     """The objective of a loss that can be forecast.
 
     Raises:
-        UserError: a loss that is no function of one margin, or arguments that it is not defined for.
+        UserError: a loss that is no function of one pair's scores, or arguments that it is not defined for.
     """
-    why = NO_PAIR.get(name, "TRL 1.16 has no such loss")
-    if loss := (LOSSES | OTHERS).get(name):
-        try:
-            objective = loss.make(arguments)
-        except ValueError as error:
-            raise UserError(f"{name} cannot be forecast with these arguments: {error}") from error
-        if isinstance(objective, Objective):
-            return objective
-        why = "it treats chosen and rejected scores apart, and a forecast follows their difference alone"
-    raise UserError(
-        f"{name} cannot be forecast: {why}; use one of {', '.join(FORECAST)}, or `foretune train` alone, "
-        "which runs every loss."
-    )
+    if name not in FORECAST:
+        raise UserError(
+            f"{name} cannot be forecast: {NO_PAIR.get(name, 'TRL 1.16 has no such loss')}; use one of "
+            f"{', '.join(FORECAST)}, or `foretune train` alone, which runs every loss."
+        )
+    try:
+        return (LOSSES | OTHERS)[name].make(arguments)
+    except ValueError as error:
+        raise UserError(f"{name} cannot be forecast with these arguments: {error}") from error
 
 
 def convention_of(name: str) -> Convention:
@@ -142,7 +144,9 @@ def ranking_objective_of(name: str, arguments: DPOConfig) -> RankingObjective:
                 f"loss_type {' + '.join(losses)} is no loss of one summed margin, which the pairs of a ranking need: "
                 f"use one of {', '.join(PAIRWISE)}."
             )
-        return Pairwise(base=objective_of(losses[0], arguments))
+        base = objective_of(losses[0], arguments)
+        assert isinstance(base, Objective)
+        return Pairwise(base=base)
     if losses != ["sigmoid"]:
         raise UserError(
             f"ranking_loss {name} is a loss of its own: leave out --loss_type {' '.join(losses)}, or use "

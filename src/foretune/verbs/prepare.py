@@ -14,10 +14,19 @@ from foretune.errors import UserError
 from foretune.models.encoding import Lost, encode
 from foretune.models.load import LoadedModel, load_model, weights_hash
 from foretune.models.pairs import EncodedPairs
-from foretune.objectives import Contrasts, Objective, RankingLoss, RankingObjective
+from foretune.objectives import (
+    Contrasts,
+    LossOfPairs,
+    Objective,
+    RankingLoss,
+    RankingObjective,
+    SidedLoss,
+    SidedObjective,
+)
 from foretune.records import RunFolder
 from foretune.records.provenance import pairs_hash, sha256_of
 from foretune.verbs.job import Job
+from foretune.verbs.losses import UNPAIRED
 
 
 class Prepared(NamedTuple):
@@ -233,10 +242,12 @@ def tokenizer_hash(loaded: LoadedModel) -> str:
     return sha256_of(sorted(loaded.tokenizer.get_vocab().items()), loaded.tokenizer.special_tokens_map)
 
 
-def loss_of_pairs(prepared: Prepared, objective: Objective | RankingObjective) -> Objective | RankingLoss:
+def loss_of_pairs(prepared: Prepared, objective: Objective | SidedObjective | RankingObjective) -> LossOfPairs:
     """The loss of the encoded pairs: of each by itself, or of those that are a ranking's together."""
     if isinstance(objective, Objective):
         return objective
+    if isinstance(objective, SidedObjective):
+        return SidedLoss(objective, len(prepared.pairs), prepared.job.losses[0] in UNPAIRED)
     contrasts = prepared.contrasts
     assert contrasts is not None, "data and loss go together since the data were loaded"
     return RankingLoss(objective, contrasts)

@@ -13,6 +13,7 @@ from trl import get_quantization_config
 from foretune import processes
 from foretune.dynamics.simulated_run import SimulatedRun
 from foretune.errors import UserError
+from foretune.objectives import SidedObjective
 from foretune.records import RunFolder
 from foretune.records.linking import link
 from foretune.records.provenance import sha256_of
@@ -108,7 +109,7 @@ def training_key(prepared: Prepared) -> str:
 # Arguments that change no number of a training run.
 IRRELEVANT = {
     *("output_dir", "report_to", "run_name", "disable_tqdm", "logging_steps", "resume_from_checkpoint"),
-    *("draws", "sketch_dim", "forecast_alone", "alone_mass"),
+    *("draws", "sketch_dim", "forecast_alone", "forecast_displacement", "alone_mass"),
     *(
         "audit_pairs",
         "twin",
@@ -150,17 +151,19 @@ class ObservedMargins(NamedTuple):
     Attributes:
         reference: chosen less rejected score at step 0, shape (pairs,).
         margins: against step 0, shape (steps, pairs).
+        chosen: summed log-probabilities of the chosen responses, against step 0, shape (steps, pairs).
     """
 
     reference: np.ndarray
     margins: np.ndarray
+    chosen: np.ndarray
 
 
 def observed_margins(prepared: Prepared, observer: BehaviourObserver, steps: list[int]) -> ObservedMargins:
     """The margins at some steps, the first of which is 0."""
     log_probs = np.stack([observer.observations[step] for step in steps])
     found = prepared.job.convention.margins(log_probs, prepared.lengths[prepared.observed])
-    return ObservedMargins(found[0], found - found[0])
+    return ObservedMargins(found[0], found - found[0], log_probs[:, 0] - log_probs[0, 0])
 
 
 class Pilot(NamedTuple):
@@ -169,7 +172,7 @@ class Pilot(NamedTuple):
     Attributes:
         step: where it stopped.
         checkpoint: what the trainer saved there.
-        past: margins of the observed pairs on the way.
+        past: margins of the observed pairs on the way; of a sided loss, then their chosen scores.
     """
 
     step: int
@@ -204,7 +207,9 @@ def pilot(prepared: Prepared, progress: Progress, *, fraction: float, folder: st
         trainer.end()
     arrays = run.read_arrays(f"{folder}/observed")
     assert arrays is not None
-    past = SimulatedRun(arrays["steps"].tolist(), arrays["margins"], [], kept["step"])
+    sided = isinstance(prepared.job.objective(), SidedObjective)
+    followed = np.concatenate([arrays["margins"], arrays["chosen"]], 1) if sided else arrays["margins"]
+    past = SimulatedRun(arrays["steps"].tolist(), followed, [], kept["step"])
     return Pilot(kept["step"], run.path / folder / "checkpoint", past)
 
 
@@ -214,8 +219,8 @@ def _keep_pilot(prepared: Prepared, folder: str, kept: dict[str, Any], observer:
     # links: the trainer removes its older checkpoints, this one is needed as long as there is a forecast
     shutil.copytree(run.path / f"checkpoint-{kept['step']}", run.path / folder / "checkpoint", copy_function=link)
     steps = sorted(observer.observations)
-    margins = observed_margins(prepared, observer, steps).margins
-    run.write_arrays(f"{folder}/observed", steps=np.array(steps), margins=margins)
+    found = observed_margins(prepared, observer, steps)
+    run.write_arrays(f"{folder}/observed", steps=np.array(steps), margins=found.margins, chosen=found.chosen)
     run.write_json(f"{folder}/pilot.json", kept)
 
 

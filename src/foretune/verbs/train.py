@@ -8,7 +8,7 @@ import numpy as np
 from foretune import processes
 from foretune.dynamics.curves import curve_rows
 from foretune.errors import UserError
-from foretune.objectives import DPO, Objective, RankingLoss, RankingObjective
+from foretune.objectives import DPO, Objective, RankingLoss, RankingObjective, SidedObjective
 from foretune.records import RunFolder
 from foretune.training.observer import BehaviourObserver
 from foretune.verbs.audit import audit_prepared
@@ -74,7 +74,7 @@ def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourO
     steps = sorted(observer.observations)
     scores = np.stack([observer.observations[step] for step in steps])
     displacement = scores - scores[0]
-    reference, margins = observed_margins(prepared, observer, steps)
+    reference, margins, chosen = observed_margins(prepared, observer, steps)
     members, (objective, reference_free) = prepared.observed, _loss_shown(prepared.job)
     loss = loss_of_pairs(prepared, objective)
     rows = curve_rows(
@@ -86,7 +86,7 @@ def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourO
         reference_margin=reference,
         reference_free=reference_free,
         weights=prepared.weights[members],
-        also={"chosen_displacement": displacement[:, 0], "rejected_displacement": displacement[:, 1]},
+        also={"chosen_displacement": chosen, "rejected_displacement": displacement[:, 1]},
     )
     run.write_table("observed", rows)
     run.write_arrays(
@@ -97,10 +97,10 @@ def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourO
     )
 
 
-def _loss_shown(job: Job) -> tuple[Objective | RankingObjective, bool]:
+def _loss_shown(job: Job) -> tuple[Objective | SidedObjective | RankingObjective, bool]:
     """The loss that observed curves are drawn in, and whether it knows no reference.
 
-    The run's own where it is a function of one margin, else DPO's.
+    The run's own where it is a function of a pair's scores, else DPO's.
     """
     try:
         return job.objective(), not job.convention.reference

@@ -16,10 +16,11 @@ from foretune.dynamics.simulated_run import MarginModel
 from foretune.features.pair_gradients import trainable_names
 from foretune.models.encoding import EncodedPair
 from foretune.models.load import load_model
+from foretune.objectives import SidedObjective
 from foretune.records.provenance import sha256_of
 from foretune.scores.log_probs import pair_scores
 from foretune.training.build import lora_config, prepare_trainable
-from foretune.verbs.audit import features_key, features_of, reference_margins
+from foretune.verbs.audit import features_key, features_of, reference_margins, reference_scores
 from foretune.verbs.forms import TangentForm, form_of
 from foretune.verbs.prepare import Prepared, load_reference
 from foretune.verbs.progress import Progress
@@ -35,18 +36,21 @@ class Lineariser:
         folder: where features are kept.
 
     Attributes:
+        sided: features are taken of the chosen responses' scores as well as of the margins (see `MarginModel`).
         measured: the pairs that features are taken of, shape (m,): all that are observed, and `twin_pairs` training
             pairs of each behaviour.
-        place: the measured pair that each pair is, or that stands for it: one of its behaviour and preferred answer.
+        place: the measured pair that each pair is, or that stands for it: one of its behaviour and preferred answer;
+            sided, then m more than that of its chosen score.
         keys: of the features that were taken, by step.
     """
 
     def __init__(self, prepared: Prepared, progress: Progress, folder: Path) -> None:
         """Make the model as the trainer will make it; no features are taken yet."""
         self._prepared, self._progress, self._folder = prepared, progress, folder
+        self.sided = isinstance(prepared.job.objective(), SidedObjective)
         self.measured = measured_pairs(prepared)
-        self._pairs = _Some(prepared.job.convention.scored(prepared.pairs), self.measured)
-        self.place = stand_ins(prepared, self.measured)
+        self._pairs = _Some(prepared.job.convention.scored(prepared.pairs), self.measured, self.sided)
+        self.place = self.stand_ins()
         self._model = trained_model(prepared)
         self._form = form_of(prepared.job, self._model, self._pairs, packed=self._packed)
         self._start = {}
@@ -54,7 +58,18 @@ class Lineariser:
             names = trainable_names(self._model)
             self._start = {name: self._model.get_parameter(name).detach().clone() for name in names}
         self.keys: dict[int, str] = {}
-        self._reference = reference_margins(prepared, features_of(prepared, progress))[self.measured]
+        references = reference_scores if self.sided else reference_margins
+        self._reference = references(prepared, features_of(prepared, progress))[..., self.measured].reshape(-1)
+
+    @property
+    def num_measured(self) -> int:
+        """Rows of features."""
+        return len(self._pairs)
+
+    def stand_ins(self, draw: np.random.Generator | None = None) -> NDArray[np.int64]:
+        """`place`, or another one."""
+        place = stand_ins(self._prepared, self.measured, draw)
+        return np.concatenate([place, place + len(self.measured)]) if self.sided else place
 
     @property
     def _packed(self) -> bool:
@@ -93,12 +108,13 @@ class Lineariser:
         key = sha256_of(
             features_key(self._prepared),
             self.measured.tolist(),
+            self.sided,
             self._prepared.job.convention,
             *self._form.settings,
             *(value.cpu().numpy().tobytes() for value in self._form.parameters().values()),
         )
         store = anchor_store(self._folder, step, key)
-        with self._progress.bar(f"features after step {step}", len(self.measured)) as advance:
+        with self._progress.bar(f"features after step {step}", self.num_measured) as advance:
             margin = self._form.measure(self._pairs, store, packed=self._packed, progress=advance)
         if step == 0:
             self._reference = margin  # nothing has changed yet; another pass would round differently
@@ -131,15 +147,17 @@ def measured_pairs(prepared: Prepared) -> NDArray[np.int64]:
 
 
 class _Some(Sequence[EncodedPair]):
-    """Some of all pairs, read when they are asked for."""
+    """Some of all pairs, read when they are asked for; sided, then their chosen responses over empty ones."""
 
-    def __init__(self, pairs: Sequence[EncodedPair], members: NDArray[np.int64]) -> None:
-        self._pairs, self._members = pairs, members
+    def __init__(self, pairs: Sequence[EncodedPair], members: NDArray[np.int64], sided: bool) -> None:
+        self._pairs, self._members, self._sided = pairs, members, sided
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._members) * (1 + self._sided)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return [self._pairs[int(member)] for member in self._members[index]]
-        return self._pairs[int(self._members[index])]
+            return [self[place] for place in range(*index.indices(len(self)))]
+        alone, place = divmod(range(len(self))[index], len(self._members))
+        pair = self._pairs[int(self._members[place])]
+        return pair._replace(rejected_ids=[]) if alone else pair

@@ -18,10 +18,11 @@ from foretune.dynamics.anchors import Anchors
 from foretune.dynamics.curves import curve_rows
 from foretune.dynamics.simulated_run import SimulatedRun, simulate_run
 from foretune.errors import UserError
+from foretune.objectives import LossOfPairs, Objective, SidedLoss
 from foretune.records import RunFolder, load_run
 from foretune.scores import Convention
 from foretune.verbs.job import Job, job_from
-from foretune.verbs.losses import convention_of, objective_of
+from foretune.verbs.losses import UNPAIRED, convention_of, objective_of
 
 COLUMNS = [
     *("pair_id", "behaviour", "split", "chosen", "chosen_tokens", "rejected_tokens", "weight"),
@@ -79,10 +80,34 @@ class StoredTwin:
         self.pairs = {name: table[name].to_numpy() for name in COLUMNS}
         device = self.job.device()
         self.anchors = Anchors(self.folder.path, {int(step): key for step, key in keys.items()}, device)
-        self.base = SimulatedRun(arrays["steps"].tolist(), arrays["margins"], [], 0)
+        self.sided = "chosen" in arrays
+        followed = np.concatenate([arrays["margins"], arrays["chosen"]], 1) if self.sided else arrays["margins"]
+        self.base = SimulatedRun(arrays["steps"].tolist(), followed, [], 0)
         place = {pair_id: index for index, pair_id in enumerate(self.pairs["pair_id"])}
         self.observed = np.array([place[pair_id] for pair_id in arrays["pair_id"]])
         self.lengths = np.stack([self.pairs["chosen_tokens"], self.pairs["rejected_tokens"]], 1)
+
+    @property
+    def followed(self) -> np.ndarray:
+        """What is recorded of the observed pairs: their margins and, of a sided loss, their chosen scores."""
+        chosen = self.observed + len(self.pairs["pair_id"])
+        return np.concatenate([self.observed, chosen]) if self.sided else self.observed
+
+    def loss(self, name: str, job: Job) -> LossOfPairs:
+        """A loss of all pairs, with a job's arguments.
+
+        Raises:
+            UserError: a loss that cannot be forecast, or a sided one where features were taken of margins alone.
+        """
+        objective = job.objective() if name == job.losses[0] else objective_of(name, job.training)
+        if isinstance(objective, Objective):
+            return objective
+        if not self.sided:
+            raise UserError(
+                "this loss treats chosen and rejected scores apart, the forecast followed their difference alone: make "
+                "another forecast with this loss."
+            )
+        return SidedLoss(objective, len(self.pairs["pair_id"]), name in UNPAIRED)
 
     def reference_margins(self, convention: Convention) -> np.ndarray:
         """Chosen less rejected score of each pair under the reference, shape (n,)."""
@@ -108,8 +133,8 @@ def what_if(
         weight: row weights of behaviours, multiplied with those that rows have.
         rows_per_behaviour: train on at most so many rows of each behaviour, those with the lowest hashes.
         label_noise: share of the training rows whose chosen and rejected responses are exchanged.
-        objective: one of FORECAST; a loss of per-token means on a forecast of sums, or the other way round, where
-            chosen and rejected are equally long.
+        objective: one of FORECAST; one of both scores where the forecast's own loss is such a one; a loss of per-token
+            means on a forecast of sums, or the other way round, where chosen and rejected are equally long.
         **arguments: arguments of training that change, e.g. `beta=0.3`, `learning_rate=1e-4`, `num_train_epochs=2`;
             `data_seed` for another order of the batches.
 
@@ -125,6 +150,7 @@ def what_if(
         twin, drop=drop, weight=weight, rows_per_behaviour=rows_per_behaviour, label_noise=label_noise
     )
     name = objective or job.losses[0]
+    loss = twin.loss(name, job)
     factors, offsets = _seen(twin, convention_of(name), rows)
     turned = np.where(flipped, -1.0, 1.0)
     first = twin.anchors.first
@@ -134,10 +160,10 @@ def what_if(
         simulated = simulate_run(
             start,
             job.training,
-            job.pair_objective() if objective is None else objective_of(objective, job.training),
+            loss,
             train_pairs=rows,
             weights=weights,
-            observed=twin.observed,
+            observed=twin.followed,
             observations=job.ours.observations,
             factors=turned * factors,
             offsets=turned * offsets,
@@ -147,7 +173,7 @@ def what_if(
     if first:
         simulated = simulated.after(twin.base)
     pair_id = twin.pairs["pair_id"][twin.observed]
-    return Answer(_compared(twin, simulated), simulated.steps, simulated.margins, pair_id)
+    return Answer(_compared(twin, simulated), simulated.steps, simulated.margins[:, : len(pair_id)], pair_id)
 
 
 class ChangedRows(NamedTuple):
@@ -293,13 +319,15 @@ def _compared(twin: StoredTwin, changed: SimulatedRun) -> list[dict[str, Any]]:
 
 def _end(twin: StoredTwin, run: SimulatedRun) -> list[dict[str, Any]]:
     columns = {name: values[twin.observed] for name, values in twin.pairs.items()}
+    end, count = run.margins[-1:], len(twin.observed)
     return curve_rows(
         run.steps[-1:],
-        run.margins[-1:],
+        end[:, :count],
         columns["behaviour"],
         columns["split"],
-        twin.job.pair_objective(),
+        twin.loss(twin.job.losses[0], twin.job),
         reference_margin=twin.reference_margins(twin.job.convention)[twin.observed],
         reference_free=not twin.job.convention.reference,
         weights=columns["weight"],
+        also={"chosen_displacement": end[:, count:]} if twin.sided else None,
     )
