@@ -1,4 +1,4 @@
-"""How alignment methods differ: seven of them on the same eight persona behaviours, with the same budget.
+"""How alignment methods differ: nine of them on the same eight persona behaviours, with the same budget.
 
 No criterion: it is `foretune compare` on real data. One run a method and seed, eight persona test behaviours with 48
 training and 12 held-out pairs each. Runs that are finished are not repeated.
@@ -20,7 +20,7 @@ from foretune.verbs.compare import compare
 from foretune.verbs.job import job_from
 from foretune.verbs.progress import Progress
 
-METHODS = ("dpo", "ipo", "slic", "simpo", "cpo", "orpo", "kto")
+METHODS = ("dpo", "ipo", "slic", "simpo", "nca", "apo_zero", "kto", "cpo", "orpo")
 MIXTURE, BEHAVIOURS, ROWS = "test-0", 8, 60
 SETTINGS = {
     "model_name_or_path": "smollm2-135m",
