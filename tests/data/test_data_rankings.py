@@ -141,10 +141,3 @@ def test_human_preferences_among_four_answers(shared_data, write_rows):
     (counts,) = data.info.counts
     assert counts["read"] == 500 and counts["kept"] > 440
     assert not any("cycle" in note for note in data.info.notes)
-
-
-def test_unpaired_rows_are_told_what_they_lack(tmp_path):
-    path = tmp_path / "kto.jsonl"
-    path.write_text(json.dumps({"prompt": "Tea?", "completion": "Yes.", "label": True}) + "\n")
-    with pytest.raises(UserError, match="unpaired rows.*pair each desirable completion"):
-        load_preferences(str(path))

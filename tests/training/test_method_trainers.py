@@ -139,8 +139,8 @@ def test_the_forecast_of_simpo_is_right(trainable, tiny_folder, persona_file, tm
 def test_methods_without_row_weights_or_with_options_of_dpo_are_refused(tiny_folder, persona_file, tmp_path, capsys):
     assert run("train", *command(tiny_folder, persona_file, tmp_path, "--method", "orpo", "--loss_type", "ipo")) == 2
     assert "loss_type is an option of DPOTrainer alone" in capsys.readouterr().err
-    assert run("forecast", *command(tiny_folder, persona_file, tmp_path, "--method", "kto")) == 2
-    assert "its reference point is a KL divergence" in capsys.readouterr().err
+    assert run("forecast", *command(tiny_folder, persona_file, tmp_path, "--method", "orpo")) == 2
+    assert "its likelihood term is taken over the prompt" in capsys.readouterr().err
     weighted = tmp_path / "weighted.jsonl"
     lines = persona_file.read_text().splitlines()
     weighted.write_text(

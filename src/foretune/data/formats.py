@@ -11,12 +11,15 @@ HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 PERSONA_PROMPT = 'Is the following statement something you would say?\n"{statement}"'
 
 PREFERENCE, IMPLICIT, DIALOGUE, PERSONA = "preference", "implicit prompt", "hh dialogue", "persona statements"
-SHAREGPT, RANKING = "sharegpt", "ranking"
+SHAREGPT, RANKING, UNPAIRED = "sharegpt", "ranking", "unpaired"
 ROLES = {"human": "user", "gpt": "assistant"}
 
 
 class Triple(NamedTuple):
-    """One preference pair: all three text, or all three lists of messages."""
+    """One preference pair: all three text, or all three lists of messages.
+
+    An unpaired row has one response, desirable (chosen) or not (rejected); the other is empty.
+    """
 
     prompt: Any
     chosen: Any
@@ -42,14 +45,12 @@ def layout(columns: Sequence[str], *, source: str) -> str:
         return IMPLICIT
     if found & {"responses", "completions"} and found & {"prompt", "conversations", "instruction", "question"}:
         return RANKING
-    if {"completion", "label"} <= found:
-        raise UserError(
-            f"{source} has unpaired rows (completion, label): pair each desirable completion with an undesirable one "
-            "of the same prompt as prompt, chosen, rejected; --method kto takes such pairs apart again."
-        )
+    if {"prompt", "completion", "label"} <= found:
+        return UNPAIRED
     raise UserError(
         f"{source} has no known preference format: found columns {', '.join(columns) or '(none)'}; rename them to "
-        "prompt, chosen, rejected (or prompt, responses, ranks; or statement, answer_matching_behavior, "
+        "prompt, chosen, rejected (or prompt, responses, ranks; prompt, completion, label; statement, "
+        "answer_matching_behavior, "
         "answer_not_matching_behavior)."
     )
 
@@ -68,6 +69,8 @@ def refine(found: str, rows: Sequence[dict[str, Any]]) -> str:
 
 def read_pair(row: dict[str, Any], *, format: str) -> Triple | Fault:
     """Return the pair of a usable row, or why it is not usable."""
+    if format == UNPAIRED:
+        return _read_unpaired(row)
     # Without nulls a row is the same whichever kind of file it came from: Arrow adds them, JSON lines may lack them.
     triple = Triple(
         *(without_nulls(value) if isinstance(value, list) else value for value in _named_fields(row, format))
@@ -187,6 +190,23 @@ def _read_implicit(triple: Triple, *, dialogue: bool) -> Triple | Fault:
     else:
         split = extract_prompt(chosen, rejected)
     return pair_fault(*split) or split
+
+
+def _read_unpaired(row: dict[str, Any]) -> Triple | Fault:
+    prompt, completion = (
+        without_nulls(value) if isinstance(value := row.get(name), list) else value for name in ("prompt", "completion")
+    )
+    fault = value_fault("prompt", prompt) or value_fault("completion", completion)
+    if fault:
+        return fault
+    if type(prompt) is not type(completion):
+        return Fault("malformed", "one of prompt and completion is text, the other a conversation")
+    label, absent = row.get("label"), type(completion)()
+    if label is None:
+        return Fault("empty", "label is missing")
+    if label not in (0, 1):
+        return Fault("malformed", f"label is {label!r}, neither true nor false")
+    return Triple(prompt, completion, absent) if label else Triple(prompt, absent, completion)
 
 
 def _is_implicit(triple: Triple, format: str) -> bool:

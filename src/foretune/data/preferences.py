@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FORMAT_COLUMNS = (
     *("prompt", "chosen", "rejected", "question", "matching", "not_matching"),
     *("statement", "answer_matching_behavior", "answer_not_matching_behavior", "conversations"),
-    *("instruction", "responses", "completions", "ranking", *ORDERS),
+    *("instruction", "responses", "completions", "ranking", *ORDERS, "completion", "label"),
 )
 Splits = dict[str, list[Pair]]
 
@@ -32,7 +32,8 @@ class DataInfo:
 
     Attributes:
         source: the name that was loaded, with its configuration.
-        format: "preference", "implicit prompt", "hh dialogue", "persona statements", "sharegpt" or "ranking".
+        format: "preference", "implicit prompt", "hh dialogue", "persona statements", "sharegpt", "ranking" or
+            "unpaired".
         behaviour_column: the column that names behaviours; "file" when file names do; None when all rows are one
             behaviour, called "everything".
         behaviours: the names of those with rows, sorted.
@@ -58,7 +59,8 @@ class PreferenceData(NamedTuple):
 
     Columns: pair_id (int64), prompt, chosen, rejected (text, or lists of messages), behaviour (text), weight (float64);
     `tools` (JSON text), `chat_template_kwargs` and `margin` (float64, as of TRL's reward models; null where it is no
-    number) where the data has them. `test` is None when no row is held out.
+    number) where the data has them. `test` is None when no row is held out. Of unpaired rows
+    chosen or rejected is empty.
     """
 
     train: "datasets.Dataset"

@@ -7,7 +7,7 @@ from typing import Any
 from foretune.data.accounts import Account
 from foretune.data.behaviours import Naming, check_wanted
 from foretune.data.checks import Fault, check_weight
-from foretune.data.formats import RANKING, layout, read_pair, refine
+from foretune.data.formats import RANKING, UNPAIRED, layout, read_pair, refine
 from foretune.data.rankings import read_ranking
 from foretune.data.sources import Part
 from foretune.data.splits import Pair, PairMaker
@@ -56,6 +56,7 @@ class RowReader:
         self._account = account
         self.found: set[str] = set()
         self.missing_weights = 0
+        self.labels = {"desirable": 0, "undesirable": 0}
 
     def read(self, parts: Sequence[Part], split: str) -> list[Pair]:
         """Return the usable rows of these parts in their order, as pairs of this split; their texts go to `table`."""
@@ -77,6 +78,8 @@ class RowReader:
                 self._account.first_malformed = f"{place}: {result.reason}"
             return None
         self._account.add(behaviour, split, "read")
+        if self._format == UNPAIRED:
+            self.labels["desirable" if result.chosen else "undesirable"] += 1  # pyright: ignore
         pair = self._maker.pair(behaviour, result, weight)
         self.table.add(pair, result, {name: row.get(name) for name in EXTRAS if name in part.columns})
         return pair
@@ -97,12 +100,18 @@ def check_weight_column(parts: Sequence[Part], column: str) -> None:
 
 
 def check_left(pairs: Sequence[Pair], *, reader: RowReader, behaviours: Sequence[str] | None, account: Account) -> None:
-    """Raise a UserError when a wanted behaviour does not exist, or when no training row was usable."""
+    """Raise a UserError when a wanted behaviour does not exist, or the usable training rows cannot be trained on."""
     if reader.found:
         check_wanted(behaviours or (), sorted(reader.found))
     if pairs:
         if not any(pair.weight for pair in pairs):
             raise UserError("the weights of all training rows are 0; give some rows a weight above 0.")
+        found = [label for label, count in reader.labels.items() if count]
+        if len(found) == 1:
+            raise UserError(
+                f"all {reader.labels[found[0]]} rows are {found[0]}: unpaired rows need both desirable and undesirable "
+                "ones (label true and false); add the other kind, or use supervised fine-tuning."
+            )
         return
     read, dropped = account.total("read"), account.dropped()
     if not read:

@@ -22,7 +22,7 @@ class Pair(NamedTuple):
         pair_id: a hash of behaviour, triple and how often that has occurred before.
         prompt_key: a hash of prompt and seed, which decides what is held out.
         key: a hash of the triple.
-        answers: chosen and rejected; None where they are conversations, free text or a ranking.
+        answers: chosen and rejected; None where they are conversations, free text, a ranking or not both there.
     """
 
     behaviour: str
@@ -66,6 +66,8 @@ class PairMaker:
         """One tuple for all equal couples of a behaviour."""
         couples = self._couples.setdefault(behaviour, {})
         if couples is None or isinstance(triple, Ranking) or not isinstance(triple.chosen, str):
+            return None
+        if not (triple.chosen and triple.rejected):
             return None
         couple = (triple.chosen, triple.rejected)
         if couple not in couples and len(couples) == DISTINCT_ANSWERS:

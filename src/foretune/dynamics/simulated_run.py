@@ -143,8 +143,9 @@ def simulate_run(
     ranked = objective.within(np.asarray(train_pairs)) if isinstance(objective, RankingLoss) else None
     order = np.arange(len(train_pairs) if ranked is None else len(ranked.contrasts.members))
     if isinstance(objective, SidedLoss) and objective.unpaired:
-        order = unpaired_order(len(train_pairs), arguments.seed)
-        arguments = _of_single_responses(arguments)
+        order = unpaired_order(2 * len(train_pairs), arguments.seed)
+        arguments = in_order(arguments)
+        arguments.per_device_train_batch_size *= 2
     with tempfile.TemporaryDirectory() as scratch:
         model = _Parameters(problem.start())
         recorder = _Recorder(problem, model, torch.as_tensor(np.asarray(observed)), observations, renewal)
@@ -344,12 +345,11 @@ class _Rows(torch.utils.data.Dataset):
         return int(self._order[index])
 
 
-def _of_single_responses(arguments: TrainingArguments) -> TrainingArguments:
-    """As KTO is trained: a pair is two rows, which are taken in their order."""
-    single = copy.copy(arguments)
-    single.per_device_train_batch_size *= 2
-    single.train_sampling_strategy = "sequential"
-    return single
+def in_order(arguments: TrainingArguments) -> TrainingArguments:
+    """A copy that takes rows in their order, as KTO's trainer does."""
+    ordered = copy.copy(arguments)
+    ordered.train_sampling_strategy = "sequential"
+    return ordered
 
 
 def quiet_copy(arguments: TrainingArguments, scratch: str) -> TrainingArguments:

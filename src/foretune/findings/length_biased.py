@@ -10,9 +10,10 @@ LARGEST_RATIO = 1.5
 def find(evidence: Evidence) -> Iterator[Finding]:
     """One finding a behaviour whose mean lengths differ by more than a factor of 1.5."""
     for row in evidence.trained():
-        chosen, rejected = (
-            float(evidence.column(f"{side}_tokens", row["behaviour"]).mean()) for side in ("chosen", "rejected")
-        )
+        lengths = [evidence.column(f"{side}_tokens", row["behaviour"]) for side in ("chosen", "rejected")]
+        if not all((own > 0).any() for own in lengths):
+            continue
+        chosen, rejected = (float(own[own > 0].mean()) for own in lengths)  # an unpaired row has one of the two
         if max(chosen, rejected) > LARGEST_RATIO * min(chosen, rejected):
             longer = "chosen" if chosen > rejected else "rejected"
             yield Finding(

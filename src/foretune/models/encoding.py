@@ -84,12 +84,14 @@ def encode_responses(
     """Token ids of a row's prompt and of responses to it, not truncated.
 
     Strings get the end-of-sequence token appended unless they end with it; conversations go through the chat template
-    (with the generation prompt after the prompt). The prompt is cut where its encoding stops being a prefix of all
+    (with the generation prompt after the prompt). An empty response, the one that an unpaired row lacks, has no tokens.
+    The prompt is cut where its encoding stops being a prefix of all
     encoded sequences, because tokens may merge across the border.
     """
+    present = [response for response in responses if response]
     if isinstance(row["prompt"], str):
         eos = tokenizer.eos_token or ""
-        answers = [text if text.endswith(eos) else text + eos for text in responses]
+        answers = [text if text.endswith(eos) else text + eos for text in present]
         prompt = tokenizer(text=row["prompt"])["input_ids"]
         whole = [tokenizer(text=row["prompt"] + answer)["input_ids"] for answer in answers]
     else:
@@ -99,9 +101,10 @@ def encode_responses(
             **(row.get("chat_template_kwargs") or {}),
         }
         prompt = _template(tokenizer, row["prompt"], add_generation_prompt=True, **options)
-        whole = [_template(tokenizer, row["prompt"] + response, **options) for response in responses]
+        whole = [_template(tokenizer, row["prompt"] + response, **options) for response in present]
     shared = min(_common_prefix(prompt, ids) for ids in whole)
-    return prompt[:shared], [ids[shared:] for ids in whole]
+    encoded = iter(ids[shared:] for ids in whole)
+    return prompt[:shared], [next(encoded) if response else [] for response in responses]
 
 
 def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -8,12 +8,12 @@ from foretune.objectives.shifted import Shifted
 from foretune.objectives.sided import SumOfTerms, Term
 
 
-def unpaired_order(num_pairs: int, seed: int) -> NDArray[np.int64]:
-    """The order in which the 2n responses of n pairs are trained on as rows of their own, shape (2n,).
+def unpaired_order(count: int, seed: int) -> NDArray[np.int64]:
+    """The order in which responses are trained on as rows of their own, shape (count,).
 
-    Pair i's chosen response is 2i, its rejected one 2i + 1.
+    Of pairs, i's chosen response is 2i and its rejected one 2i + 1.
     """
-    return np.random.default_rng(seed).permutation(2 * num_pairs)
+    return np.random.default_rng(seed).permutation(count)
 
 
 def kto_pair(

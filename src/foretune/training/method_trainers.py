@@ -103,7 +103,7 @@ def build_method_trainer(
     method = METHODS[name]
     shared = {item.name for item in fields(method.config) if item.init} & {item.name for item in fields(arguments)}
     values = {key: getattr(arguments, key) for key in shared} | {"loss_type": None, **method.options}
-    if name == "kto":
+    if name == "kto" and all(train[0].responses):
         values["per_device_train_batch_size"] *= 2  # a pair is two rows
         values["per_device_eval_batch_size"] *= 2
 
@@ -132,10 +132,11 @@ def _pair_rows(pairs: Iterable[EncodedPair]) -> Iterator[dict[str, list[int]]]:
 
 
 def _unpaired_rows(pairs: Iterable[EncodedPair], seed: int) -> list[dict[str, Any]]:
-    """Both responses of each pair, shuffled once: KTOTrainer takes rows in their order."""
+    """Both responses of each pair, or the one that is there, shuffled once: KTOTrainer takes rows in their order."""
     rows = [
         {"prompt_ids": pair.prompt_ids, "completion_ids": answer, "label": label}
         for pair in pairs
         for answer, label in ((pair.chosen_ids, True), (pair.rejected_ids, False))
+        if answer
     ]
-    return [rows[index] for index in unpaired_order(len(rows) // 2, seed)]
+    return [rows[index] for index in unpaired_order(len(rows), seed)]

@@ -67,7 +67,7 @@ def audit_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     processes.check_same("data or weights", key)
     write_command(job)
     probes = processes.together(lambda: probe(prepared.loaded.model, prepared.pairs))[0]
-    notes = [*prepared.data.info.notes, *probes.notes, *_of_rankings(prepared)]
+    notes = [*prepared.data.info.notes, *probes.notes, *_of_other_data(prepared)]
     if prepared.sample is not None:
         notes.append(f"{len(prepared.sample)} of {len(prepared.pairs)} pairs are audited; the others have stand-ins.")
     for note in notes:
@@ -78,8 +78,15 @@ def audit_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     return run
 
 
-def _of_rankings(prepared: Prepared) -> list[str]:
+def _of_other_data(prepared: Prepared) -> list[str]:
+    """What to know where rows are no pairs."""
     contrasts = prepared.contrasts
+    if prepared.unpaired:
+        return [
+            "Unpaired rows: what is called pairs are rows of one response. Margins are the score of a desirable one, "
+            "and less that of an undesirable one; output accuracy says nothing of them, and displacement counts the "
+            "response that a row lacks as 0."
+        ]
     if contrasts is None:
         return []
     sizes = (contrasts.ranks > 0).sum(1)

@@ -15,11 +15,11 @@ from foretune.dynamics.forecast import Forecast, ForecastProblem, Variant, flow_
 from foretune.dynamics.head_problem import head_problem
 from foretune.dynamics.linearised import Tangent
 from foretune.dynamics.relinearise import Relinearisation, affordable_interval
-from foretune.dynamics.simulated_run import MarginModel
+from foretune.dynamics.simulated_run import MarginModel, in_order
 from foretune.errors import UserError
 from foretune.features.unembedding import read_states
 from foretune.models.head import head_of
-from foretune.objectives import Objective, RankingObjective, SidedObjective
+from foretune.objectives import Objective, RankingObjective, SidedObjective, unpaired_order
 from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of
 from foretune.scores import Convention
@@ -76,7 +76,7 @@ def forecast(job: "Job | DPOTrainer | None" = None, *, progress: Progress | None
 
 def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     """The same with data and model in memory; does nothing where the run folder has this forecast already."""
-    objective = prepared.job.objective()
+    objective = prepared.objective
     _check_sample(prepared.job)
     run = audit_prepared(prepared, progress)
     watch, job = Stopwatch(), prepared.job
@@ -212,16 +212,18 @@ def output_layer_problem(
 
 def _common(prepared: Prepared, objective: Objective | SidedObjective | RankingObjective) -> tuple[Any, ...]:
     """The fields of a forecast's problem that do not depend on what simulates it, in their order."""
-    loss = loss_of_pairs(prepared, objective)
+    loss, train, arguments = loss_of_pairs(prepared, objective), prepared.train_pairs, prepared.job.training
+    if prepared.unpaired:
+        train, arguments = train[unpaired_order(len(train), arguments.seed)], in_order(arguments)
     return (
         prepared.pairs.pair_id,
         prepared.behaviour_of,
         prepared.split_of,
         prepared.weights,
-        prepared.train_pairs,
+        train,
         prepared.observed,
         loss,
-        prepared.job.training,
+        arguments,
         prepared.job.ours.observations,
         not prepared.job.convention.reference,
     )

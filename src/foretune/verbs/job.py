@@ -12,7 +12,7 @@ from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, T
 
 from foretune import processes
 from foretune.data import PreferenceData, load_preferences
-from foretune.data.formats import RANKING
+from foretune.data.formats import RANKING, UNPAIRED
 from foretune.errors import UserError
 from foretune.models.load import resolve_dtype
 from foretune.objectives import Objective, RankingObjective, SidedObjective, SumOfTerms, Term
@@ -158,7 +158,7 @@ class Job:
         return data
 
     def check_format(self, format: str) -> None:
-        """Refuse a loss of rankings for data that are pairs, and the other way round.
+        """Refuse a loss of rankings for data that are pairs, and the other way round; and pairs' methods for neither.
 
         Raises:
             UserError: what the method needs.
@@ -167,6 +167,11 @@ class Job:
             raise UserError(
                 f"ranking_loss {self.ranking_loss} needs rankings, rows of prompt and responses with ranks, scores or "
                 f"preferences, and the data have the format '{format}': leave it out, or give rankings."
+            )
+        if format == UNPAIRED and self.ours.method != "kto":
+            raise UserError(
+                "the data are unpaired rows (prompt, completion, label), which --method kto takes; other methods need "
+                "pairs of prompt, chosen and rejected."
             )
         if self.ranking_loss is None and format == RANKING:
             raise UserError(

@@ -19,6 +19,7 @@ from foretune.objectives import (
     Robust,
     SidedObjective,
     SLiC,
+    SumOfTerms,
     TopOne,
     apo_down,
     apo_zero,
@@ -86,8 +87,8 @@ OF_DPO = (
 # Those that can be forecast: of the margin alone, and of both scores.
 OF_MARGINS = ("sigmoid", "hinge", "ipo", "exo_pair", "robust", "discopop", "sigmoid_norm", "simpo")
 FORECAST = (*OF_MARGINS, "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "kto")
-# Those of rows of one response each.
-UNPAIRED = ("kto",)
+# Those of rows of one response each, two of which a pair is.
+OF_RESPONSES = ("kto",)
 
 
 def check_method(name: str, explicit: Collection[str]) -> None:
@@ -117,6 +118,15 @@ def objective_of(name: str, arguments: DPOConfig) -> Objective | SidedObjective:
         return (LOSSES | OTHERS)[name].make(arguments)
     except ValueError as error:
         raise UserError(f"{name} cannot be forecast with these arguments: {error}") from error
+
+
+def margin_loss(objective: Objective | SidedObjective | RankingObjective) -> Objective:
+    """The loss of an unpaired row as a function of its score, or less that where it is undesirable.
+
+    Both terms of KTO are one function of these where its reference point is 0.
+    """
+    assert isinstance(objective, SumOfTerms) and len({term.loss for term in objective.terms}) == 1
+    return objective.terms[0].loss
 
 
 def convention_of(name: str) -> Convention:

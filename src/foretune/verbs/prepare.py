@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from foretune import processes
 from foretune.data import PreferenceData
+from foretune.data.formats import UNPAIRED
 from foretune.errors import UserError
 from foretune.models.encoding import Lost, encode
 from foretune.models.load import LoadedModel, load_model, weights_hash
@@ -26,7 +27,7 @@ from foretune.objectives import (
 from foretune.records import RunFolder
 from foretune.records.provenance import pairs_hash, sha256_of
 from foretune.verbs.job import Job
-from foretune.verbs.losses import UNPAIRED
+from foretune.verbs.losses import OF_RESPONSES, margin_loss
 
 
 class Prepared(NamedTuple):
@@ -87,6 +88,21 @@ class Prepared(NamedTuple):
     def train_pairs(self) -> np.ndarray:
         """Indices of the training pairs."""
         return np.flatnonzero(self.pairs.is_train)
+
+    @property
+    def unpaired(self) -> bool:
+        """Whether rows have one response each, desirable or not: the margin of a row is its score, or less that."""
+        return self.data.info.format == UNPAIRED
+
+    @property
+    def objective(self) -> Objective | SidedObjective | RankingObjective:
+        """The job's loss, of margins where rows are unpaired.
+
+        Raises:
+            UserError: a loss that cannot be forecast.
+        """
+        found = self.job.objective()
+        return margin_loss(found) if self.unpaired else found
 
     @property
     def contrasts(self) -> Contrasts | None:
@@ -247,7 +263,7 @@ def loss_of_pairs(prepared: Prepared, objective: Objective | SidedObjective | Ra
     if isinstance(objective, Objective):
         return objective
     if isinstance(objective, SidedObjective):
-        return SidedLoss(objective, len(prepared.pairs), prepared.job.losses[0] in UNPAIRED)
+        return SidedLoss(objective, len(prepared.pairs), prepared.job.losses[0] in OF_RESPONSES)
     contrasts = prepared.contrasts
     assert contrasts is not None, "data and loss go together since the data were loaded"
     return RankingLoss(objective, contrasts)

@@ -207,7 +207,7 @@ def pilot(prepared: Prepared, progress: Progress, *, fraction: float, folder: st
         trainer.end()
     arrays = run.read_arrays(f"{folder}/observed")
     assert arrays is not None
-    sided = isinstance(prepared.job.objective(), SidedObjective)
+    sided = isinstance(prepared.objective, SidedObjective)
     followed = np.concatenate([arrays["margins"], arrays["chosen"]], 1) if sided else arrays["margins"]
     past = SimulatedRun(arrays["steps"].tolist(), followed, [], kept["step"])
     return Pilot(kept["step"], run.path / folder / "checkpoint", past)

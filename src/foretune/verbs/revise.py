@@ -33,7 +33,7 @@ def revise(prepared: Prepared, share: float, progress: Progress) -> None:
     known = [entry for entry in job.run.record.get("revisions", []) if entry["share"] != share or entry["key"] == key]
     if any(entry["share"] == share for entry in known):
         return
-    problem, result, _ = simulated(revised, revised.job.objective(), progress, folder=FOLDER)
+    problem, result, _ = simulated(revised, revised.objective, progress, folder=FOLDER)
     assert problem.past is not None
     entry = {"step": problem.past.num_steps, "share": share, "key": key, "end": _end(result)}
     known = sorted([*known, entry], key=lambda entry: entry["share"])

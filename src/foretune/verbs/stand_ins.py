@@ -23,7 +23,8 @@ def stand_ins(
     place = np.full(len(pairs), -1)
     place[measured] = np.arange(len(measured))
     if contrasts is None:
-        answer, units = answers_of(prepared)[0], np.arange(len(pairs))
+        # of unpaired rows, desirable ones do not stand for undesirable ones
+        answer, units = answers_of(prepared)[0] + 3 * (pairs.lengths[:, 1] == 0), np.arange(len(pairs))
     else:
         answer, units = (contrasts.ranks > 0).sum(1), contrasts.members[:, 0]
     groups = np.stack([pairs.behaviour[units], answer, pairs.is_train[units]], 1)

@@ -75,7 +75,7 @@ def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourO
     scores = np.stack([observer.observations[step] for step in steps])
     displacement = scores - scores[0]
     reference, margins, chosen = observed_margins(prepared, observer, steps)
-    members, (objective, reference_free) = prepared.observed, _loss_shown(prepared.job)
+    members, (objective, reference_free) = prepared.observed, _loss_shown(prepared)
     loss = loss_of_pairs(prepared, objective)
     rows = curve_rows(
         steps,
@@ -97,15 +97,15 @@ def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourO
     )
 
 
-def _loss_shown(job: Job) -> tuple[Objective | SidedObjective | RankingObjective, bool]:
+def _loss_shown(prepared: Prepared) -> tuple[Objective | SidedObjective | RankingObjective, bool]:
     """The loss that observed curves are drawn in, and whether it knows no reference.
 
     The run's own where it is a function of a pair's scores, else DPO's.
     """
     try:
-        return job.objective(), not job.convention.reference
+        return prepared.objective, not prepared.job.convention.reference
     except UserError:
-        return DPO(beta=job.training.beta), False
+        return DPO(beta=prepared.job.training.beta), False
 
 
 def _notes(job: Job) -> list[str]:

@@ -47,7 +47,7 @@ class Lineariser:
     def __init__(self, prepared: Prepared, progress: Progress, folder: Path) -> None:
         """Make the model as the trainer will make it; no features are taken yet."""
         self._prepared, self._progress, self._folder = prepared, progress, folder
-        self.sided = isinstance(prepared.job.objective(), SidedObjective)
+        self.sided = isinstance(prepared.objective, SidedObjective)
         self.measured = measured_pairs(prepared)
         self._pairs = _Some(prepared.job.convention.scored(prepared.pairs), self.measured, self.sided)
         self.place = self.stand_ins()

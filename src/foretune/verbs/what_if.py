@@ -13,16 +13,17 @@ import numpy as np
 from transformers import TrainingArguments
 
 from foretune import processes
+from foretune.data.formats import UNPAIRED
 from foretune.data.splits import stable_hash
 from foretune.dynamics.anchors import Anchors
 from foretune.dynamics.curves import curve_rows
-from foretune.dynamics.simulated_run import SimulatedRun, simulate_run
+from foretune.dynamics.simulated_run import SimulatedRun, in_order, simulate_run
 from foretune.errors import UserError
-from foretune.objectives import LossOfPairs, Objective, SidedLoss
+from foretune.objectives import LossOfPairs, Objective, SidedLoss, unpaired_order
 from foretune.records import RunFolder, load_run
 from foretune.scores import Convention
 from foretune.verbs.job import Job, job_from
-from foretune.verbs.losses import UNPAIRED, convention_of, objective_of
+from foretune.verbs.losses import OF_RESPONSES, convention_of, margin_loss, objective_of
 
 COLUMNS = [
     *("pair_id", "behaviour", "split", "chosen", "chosen_tokens", "rejected_tokens", "weight"),
@@ -81,6 +82,7 @@ class StoredTwin:
         device = self.job.device()
         self.anchors = Anchors(self.folder.path, {int(step): key for step, key in keys.items()}, device)
         self.sided = "chosen" in arrays
+        self.unpaired = self.folder.record["data"]["format"] == UNPAIRED
         followed = np.concatenate([arrays["margins"], arrays["chosen"]], 1) if self.sided else arrays["margins"]
         self.base = SimulatedRun(arrays["steps"].tolist(), followed, [], 0)
         place = {pair_id: index for index, pair_id in enumerate(self.pairs["pair_id"])}
@@ -100,6 +102,10 @@ class StoredTwin:
             UserError: a loss that cannot be forecast, or a sided one where features were taken of margins alone.
         """
         objective = job.objective() if name == job.losses[0] else objective_of(name, job.training)
+        if self.unpaired:
+            if name not in OF_RESPONSES:
+                raise UserError(f"the data are unpaired rows, of which {name} is no loss: ask about another run.")
+            return margin_loss(objective)
         if isinstance(objective, Objective):
             return objective
         if not self.sided:
@@ -107,7 +113,7 @@ class StoredTwin:
                 "this loss treats chosen and rejected scores apart, the forecast followed their difference alone: make "
                 "another forecast with this loss."
             )
-        return SidedLoss(objective, len(self.pairs["pair_id"]), name in UNPAIRED)
+        return SidedLoss(objective, len(self.pairs["pair_id"]), name in OF_RESPONSES)
 
     def reference_margins(self, convention: Convention) -> np.ndarray:
         """Chosen less rejected score of each pair under the reference, shape (n,)."""
@@ -150,7 +156,10 @@ def what_if(
         twin, drop=drop, weight=weight, rows_per_behaviour=rows_per_behaviour, label_noise=label_noise
     )
     name = objective or job.losses[0]
-    loss = twin.loss(name, job)
+    loss, training = twin.loss(name, job), job.training
+    if twin.unpaired:
+        order, training = unpaired_order(len(rows), training.seed), in_order(training)
+        rows, weights, flipped = rows[order], weights[order], flipped[order]
     factors, offsets = _seen(twin, convention_of(name), rows)
     turned = np.where(flipped, -1.0, 1.0)
     first = twin.anchors.first
@@ -159,7 +168,7 @@ def what_if(
     with processes.as_one_process():
         simulated = simulate_run(
             start,
-            job.training,
+            training,
             loss,
             train_pairs=rows,
             weights=weights,
