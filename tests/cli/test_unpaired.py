@@ -70,6 +70,9 @@ def test_adapters_are_forecast_and_asked_about(tiny_folder, unpaired_file, tmp_p
     small = {"learning_rate": 1e-6, "max_steps": 1, "optim": "sgd"}
     right, wrong = (foretune.what_if(tmp_path, label_noise=noise, **small).margins[-1] for noise in (0.0, 1.0))
     np.testing.assert_allclose(wrong, -right, atol=1e-3 * np.abs(right).max() + 1e-9)
+    assert np.abs(foretune.what_if(tmp_path, data_seed=7).margins - again.margins).max() > 1e-5
+    table = found.read_table("forecast").to_pylist()
+    assert any(row["loss_high"] - row["loss_low"] > 1e-6 for row in table)
     with pytest.raises(UserError, match="of which sigmoid is no loss"):
         foretune.what_if(tmp_path, objective="sigmoid")
 

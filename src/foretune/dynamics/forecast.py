@@ -159,6 +159,9 @@ def _rows_of_variant(
     progress("the same run with another batch order")
     arguments = copy.copy(problem.arguments)
     arguments.data_seed = variant.data_seed
+    if arguments.train_sampling_strategy == "sequential":  # then the rows' own order decides the batches
+        order = np.random.default_rng(variant.data_seed).permutation(problem.train_pairs)
+        problem = problem._replace(train_pairs=order)
     run = _joint(problem, variant.margins, variant.renewal, arguments)
     return _rows(problem, "simulated_run", "mixture", joint.steps, run.after(joint).margins)
 

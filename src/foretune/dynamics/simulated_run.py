@@ -143,7 +143,7 @@ def simulate_run(
     ranked = objective.within(np.asarray(train_pairs)) if isinstance(objective, RankingLoss) else None
     order = np.arange(len(train_pairs) if ranked is None else len(ranked.contrasts.members))
     if isinstance(objective, SidedLoss) and objective.unpaired:
-        order = unpaired_order(2 * len(train_pairs), arguments.seed)
+        order = unpaired_order(2 * len(train_pairs), arguments)
         arguments = in_order(arguments)
         arguments.per_device_train_batch_size *= 2
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,5 +1,7 @@
 """Kahneman–Tversky Optimization (Ethayarajh et al., 2024, arXiv 2402.01306, equation 7)."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,11 +10,16 @@ from foretune.objectives.shifted import Shifted
 from foretune.objectives.sided import SumOfTerms, Term
 
 
-def unpaired_order(count: int, seed: int) -> NDArray[np.int64]:
+def unpaired_order(count: int, arguments: Any) -> NDArray[np.int64]:
     """The order in which responses are trained on as rows of their own, shape (count,).
 
     Of pairs, i's chosen response is 2i and its rejected one 2i + 1.
+
+    Args:
+        count: responses.
+        arguments: of training; their data seed, or else their seed, decides.
     """
+    seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
     return np.random.default_rng(seed).permutation(count)
 
 

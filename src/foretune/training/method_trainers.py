@@ -108,7 +108,7 @@ def build_method_trainer(
         values["per_device_eval_batch_size"] *= 2
 
     def rows(pairs: Sequence[EncodedPair]) -> Dataset:
-        return Dataset.from_list(_unpaired_rows(pairs, arguments.seed) if name == "kto" else [*_pair_rows(pairs)])
+        return Dataset.from_list(_unpaired_rows(pairs, arguments) if name == "kto" else [*_pair_rows(pairs)])
 
     return method.trainer(
         model=model,
@@ -131,7 +131,7 @@ def _pair_rows(pairs: Iterable[EncodedPair]) -> Iterator[dict[str, list[int]]]:
         yield row
 
 
-def _unpaired_rows(pairs: Iterable[EncodedPair], seed: int) -> list[dict[str, Any]]:
+def _unpaired_rows(pairs: Iterable[EncodedPair], arguments: DPOConfig) -> list[dict[str, Any]]:
     """Both responses of each pair, or the one that is there, shuffled once: KTOTrainer takes rows in their order."""
     rows = [
         {"prompt_ids": pair.prompt_ids, "completion_ids": answer, "label": label}
@@ -139,4 +139,4 @@ def _unpaired_rows(pairs: Iterable[EncodedPair], seed: int) -> list[dict[str, An
         for answer, label in ((pair.chosen_ids, True), (pair.rejected_ids, False))
         if answer
     ]
-    return [rows[index] for index in unpaired_order(len(rows), seed)]
+    return [rows[index] for index in unpaired_order(len(rows), arguments)]

@@ -214,7 +214,7 @@ def _common(prepared: Prepared, objective: Objective | SidedObjective | RankingO
     """The fields of a forecast's problem that do not depend on what simulates it, in their order."""
     loss, train, arguments = loss_of_pairs(prepared, objective), prepared.train_pairs, prepared.job.training
     if prepared.unpaired:
-        train, arguments = train[unpaired_order(len(train), arguments.seed)], in_order(arguments)
+        train, arguments = train[unpaired_order(len(train), arguments)], in_order(arguments)
     return (
         prepared.pairs.pair_id,
         prepared.behaviour_of,

@@ -158,7 +158,7 @@ def what_if(
     name = objective or job.losses[0]
     loss, training = twin.loss(name, job), job.training
     if twin.unpaired:
-        order, training = unpaired_order(len(rows), training.seed), in_order(training)
+        order, training = unpaired_order(len(rows), training), in_order(training)
         rows, weights, flipped = rows[order], weights[order], flipped[order]
     factors, offsets = _seen(twin, convention_of(name), rows)
     turned = np.where(flipped, -1.0, 1.0)
