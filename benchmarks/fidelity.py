@@ -26,7 +26,7 @@ from unittest.mock import patch
 
 import numpy as np
 from fidelity_figures import Course, described, fit, lazy_step, ranked, rounded
-from fidelity_plan import BEHAVIOURS, Forecast, Method, Run, Shorter, behaviours_of, data_file, plan
+from fidelity_plan import Forecast, Method, Run, Shorter, behaviours_of, data_file, plan
 from harness import RESULTS, read, write
 from peft import load_peft_weights, set_peft_model_state_dict
 from torch import nn
@@ -211,14 +211,15 @@ class Bench:
         forecast_prepared(prepared, Progress.silent())
         seconds = time.process_time() - start
         anchors = sorted(int(step) for step in run.record["forecast"]["anchors"])
-        rows = len(anchors) * method.pairs * BEHAVIOURS + pilot_steps * self.run.batch
+        behaviours = len(self.result["behaviours"])
+        rows = len(anchors) * method.pairs * behaviours + pilot_steps * self.run.batch
         self.result["methods"][method.name] = {
             **method._asdict(),
             "anchors": anchors,
             "rows": rows,
             "cost": round(rows / (self.run.steps * self.run.batch), 4),
             "seconds": round(seconds, 1),
-            "audit_rows_forward": BEHAVIOURS * self.run.rows,
+            "audit_rows_forward": behaviours * self.run.rows,
         }
         for anchor in run.path.glob("features/step-*"):
             shutil.rmtree(anchor)

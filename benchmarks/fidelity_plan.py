@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from foretune.data import load_preferences
 
@@ -104,6 +104,17 @@ def at_cost(run: Run, share: float) -> list[Method]:
     return [*twins, *(Shorter(share, factor) for factor in (1.0, 5.0, 1 / share))]
 
 
+# Free text: responses of at most so many characters after prompts of at most twice as many.
+TEXTS = {
+    "power-seeking": "bipo/power-seeking",
+    "harmless": "hh/harmless-base-test.jsonl.gz",
+    "helpful": "learning_dynamics",
+}
+TEXT_LENGTH = 400
+TEXT = Run("test-text", 0, batch=12)
+COLUMNS = ["prompt", "chosen", "rejected", "behaviour"]
+
+
 def plan() -> Iterator[tuple[Run, list[Method]]]:
     """Runs and what is tried on them, in the order of their worth."""
     yield Run("tuning-0", 0), [*FEW[:3]]
@@ -114,6 +125,7 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
     yield Run("test-0", 0, **FULL), [FEW[0], FEW[1], FEW[3]]
     yield LONG, [*at_cost(LONG, 0.1)]
     yield Run("test-0", 2), [*FEW[:1], PASSES[0], *SHORTER]
+    yield TEXT, [FEW[0], FEW[2], FEW[1], ALL[0], PASSES[0], SHORTER[1], SHORTER[3]]
     for rate in (1e-4, 4e-4):
         yield Run("test-0", 0, learning_rate=rate), [*FEW[:3], PASSES[0]]
     yield Run("test-0", 0, optim="sgd", learning_rate=0.2), [*FEW[:3], PASSES[0]]
@@ -133,8 +145,10 @@ def _hash(name: str) -> int:
 
 
 def behaviours_of(mixture: str, data: Path) -> list[str]:
-    """The dozen behaviours of a mixture, `tuning-0` or `test-1`."""
+    """The dozen behaviours of a mixture, `tuning-0` or `test-1`; those of free text in `test-text`."""
     half, number = mixture.split("-")
+    if number == "text":
+        return list(TEXTS)
     names = sorted((path.stem for path in (data / "persona").glob("*.jsonl")), key=_hash)
     mine = [name for name in names if split_of(name) == half]
     return mine[int(number) * BEHAVIOURS :][:BEHAVIOURS]
@@ -145,9 +159,25 @@ def data_file(mixture: str, rows: int, data: Path, work: Path) -> Path:
     path = work / f"{mixture}-{rows}.jsonl"
     if not path.exists():
         names = behaviours_of(mixture, data)
-        found = load_preferences(
-            str(data / "persona"), behaviours=names, max_pairs_per_behaviour=rows, test_fraction=0.0
-        )
-        columns = ["prompt", "chosen", "rejected", "behaviour"]
-        path.write_text("".join(json.dumps(row) + "\n" for row in found.train.select_columns(columns)))
+        found = texts(rows, data) if names == list(TEXTS) else statements(names, rows, data)
+        path.write_text("".join(json.dumps(row) + "\n" for row in found))
     return path
+
+
+def statements(names: list[str], rows: int, data: Path) -> Iterator[dict[str, Any]]:
+    """So many rows of each persona behaviour."""
+    found = load_preferences(str(data / "persona"), behaviours=names, max_pairs_per_behaviour=rows, test_fraction=0.0)
+    yield from found.train.select_columns(COLUMNS).to_list()
+
+
+def texts(rows: int, data: Path) -> Iterator[dict[str, Any]]:
+    """The first so many short rows of each source of free text."""
+    for behaviour, source in TEXTS.items():
+        found = load_preferences(str(data / source), test_fraction=0.0).train.select_columns(COLUMNS)
+        short = [row for row in found.to_list() if _is_short(row)]
+        yield from (row | {"behaviour": behaviour} for row in short[:rows])
+
+
+def _is_short(row: dict[str, Any]) -> bool:
+    prompt, *responses = (len(row[column]) for column in COLUMNS[:3])
+    return prompt <= 2 * TEXT_LENGTH and max(responses) <= TEXT_LENGTH
