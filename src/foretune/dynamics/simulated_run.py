@@ -23,7 +23,7 @@ from foretune.errors import UserError
 from foretune.features.coordinates import Coordinates
 from foretune.objectives import LossOfPairs, RankingLoss, SidedLoss, Unpaired, unpaired_order
 
-PAIRS_AT_ONCE = 32
+PAIRS_AT_ONCE = 16
 
 
 # Optimisers that move a coordinate by its own gradient alone and keep its state by itself, not rounded in blocks.
@@ -173,7 +173,7 @@ class _Parameters(torch.nn.Module):
 
     def __init__(self, start: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self._by_name: dict[str, torch.nn.Parameter] = {}
+        self.by_name: dict[str, torch.nn.Parameter] = {}
         for name, value in start.items():
             *path, own = name.split(".")
             owner: torch.nn.Module = self
@@ -181,11 +181,12 @@ class _Parameters(torch.nn.Module):
                 if not hasattr(owner, part):
                     owner.add_module(part, torch.nn.Module())
                 owner = owner.get_submodule(part)
-            self._by_name[name] = torch.nn.Parameter(value.detach().clone())
-            owner.register_parameter(own, self._by_name[name])
+            self.by_name[name] = torch.nn.Parameter(value.detach().clone())
+            owner.register_parameter(own, self.by_name[name])
 
-    def forward(self) -> dict[str, Tensor]:
-        return dict(self._by_name)
+    def forward(self) -> Mapping[str, Tensor]:
+        """What several processes share gradients of; accelerate looks through every tensor that it returns."""
+        return self.by_name
 
     # The trainer asks for these at every step; walking through hundreds of modules would take longer than the step.
 
@@ -194,11 +195,11 @@ class _Parameters(torch.nn.Module):
         return self
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        for parameter in self._by_name.values():
+        for parameter in self.by_name.values():
             parameter.grad = None if set_to_none else torch.zeros_like(parameter)
 
     def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:  # noqa: ARG002
-        return iter(self._by_name.values())
+        return iter(self.by_name.values())
 
 
 class _Trainer(Trainer):
@@ -235,13 +236,17 @@ class _Trainer(Trainer):
 
     def _seen(self, model, rows):
         """What the loss sees of some rows' margins."""
-        margins = self.recorder.problem.margins(model(), self.pairs[rows], training=True)
+        margins = self._margins(model, self.pairs[rows])
         return self.factors[rows].to(margins) * margins + self.offsets[rows].to(margins)
+
+    def _margins(self, model, pairs):
+        parameters = self.recorder.model.by_name if model is self.recorder.model else model()
+        return self.recorder.problem.margins(parameters, pairs, training=True)
 
     def _sides(self, model, loss, rows):
         """Chosen and rejected scores of some rows, exchanged where labels are flipped."""
         both = torch.from_numpy(loss.both(self.pairs[rows].numpy()))
-        margin, chosen = self.recorder.problem.margins(model(), both, training=True).chunk(2)
+        margin, chosen = self._margins(model, both).chunk(2)
         flipped, rejected = (self.factors[rows] < 0).to(chosen.device), chosen - margin
         return torch.where(flipped, rejected, chosen), torch.where(flipped, chosen, rejected)
 
@@ -320,14 +325,14 @@ class _Recorder(TrainerCallback):
     @torch.no_grad()
     def on_step_end(self, args, state, control, **kwargs):
         if self.renewal is not None and state.global_step < state.max_steps:
-            self.problem = self.renewal(state.global_step, self.model()) or self.problem
+            self.problem = self.renewal(state.global_step, self.model.by_name) or self.problem
         if state.global_step in self.observe_at:
             self.record(state.global_step)
 
     @torch.no_grad()
     def record(self, step: int) -> None:
         parts = self.observed.split(PAIRS_AT_ONCE)
-        margins = torch.cat([self.problem.margins(self.model(), part) for part in parts])
+        margins = torch.cat([self.problem.margins(self.model.by_name, part) for part in parts])
         self.steps.append(step)
         self.margins.append(margins.double().cpu().numpy())
 
