@@ -33,7 +33,7 @@ def margins_of_another_forecast(tmp_path, tiny_folder, data, *more):
 
 def test_no_change_is_the_forecast_again(folder, twin):
     stored = load_run(folder).read_arrays("forecast_pairs")
-    answer = foretune.what_if(twin)
+    answer = foretune.what_if(twin, observations=twin.job.ours.observations)
     np.testing.assert_allclose(answer.margins, stored["margins"], atol=1e-6)
     assert all(row["loss_change"] == pytest.approx(0, abs=1e-6) for row in answer.rows)
 

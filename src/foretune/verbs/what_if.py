@@ -129,6 +129,7 @@ def what_if(
     rows_per_behaviour: int | None = None,
     label_noise: float = 0.0,
     objective: str | None = None,
+    observations: int = 2,
     **arguments: Any,
 ) -> Answer:
     """Forecast a run that differs from the one that was forecast.
@@ -141,6 +142,7 @@ def what_if(
         label_noise: share of the training rows whose chosen and rejected responses are exchanged.
         objective: one of FORECAST; one of both scores where the forecast's own loss is such a one; a loss of per-token
             means on a forecast of sums, or the other way round, where chosen and rejected are equally long.
+        observations: how many times margins are recorded, evenly spread, first and last step included.
         **arguments: arguments of training that change, e.g. `beta=0.3`, `learning_rate=1e-4`, `num_train_epochs=2`;
             `data_seed` for another order of the batches.
 
@@ -173,7 +175,7 @@ def what_if(
             train_pairs=rows,
             weights=weights,
             observed=twin.followed,
-            observations=job.ours.observations,
+            observations=observations,
             factors=turned * factors,
             offsets=turned * offsets,
             checkpoint=twin.folder.path / "pilot" / "checkpoint" if first else None,
