@@ -375,6 +375,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("FORETUNE_DATA", "../shared/data")))
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "foretune-fidelity")
     parser.add_argument("--only", default="", help="runs whose names contain this")
+    parser.add_argument("--methods", nargs="+", default=[""], help="methods whose names contain one of these")
     parser.add_argument("--figures", action="store_true", help="train nothing: compute the figures of what is there")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -393,7 +394,8 @@ def main() -> None:
             continue
         bench.baselines()
         for method in methods:
-            bench.try_method(method)
+            if any(part in method.name for part in options.methods):
+                bench.try_method(method)
         bench.ceiling()
 
 

@@ -83,6 +83,8 @@ ALL = [Forecast(pairs=100), Forecast(pilot=0.1, pairs=100), Forecast(pilot=0.2, 
 PASSES = [Forecast(passes=5, pairs=100), *(Forecast(pilot=pilot, passes=5, pairs=100) for pilot in (0.1, 0.2))]
 MORE_PASSES = [Forecast(passes=10), Forecast(passes=10, pairs=100), Forecast(pilot=0.1, passes=5)]
 SHORTER = [Shorter(0.1), Shorter(0.2), Shorter(0.1, 5.0), Shorter(0.2, 5.0)]
+PILOTS = [Forecast(passes=2, pilot=0.1, pairs=100), *(Forecast(passes=2, pilot=pilot) for pilot in (0.1, 0.2))]
+SAMPLES = [Forecast(pairs=pairs, passes=passes) for passes in (1, 5) for pairs in (5, 10, 20, 50)]
 CHOICES = [
     *(Forecast(rank=rank) for rank in (4, 8, 16)),
     *(Forecast(pilot=0.1, rank=rank) for rank in (4, 8, 16)),
@@ -118,13 +120,13 @@ COLUMNS = ["prompt", "chosen", "rejected", "behaviour"]
 def plan() -> Iterator[tuple[Run, list[Method]]]:
     """Runs and what is tried on them, in the order of their worth."""
     yield Run("tuning-0", 0), [*FEW[:3]]
-    yield Run("test-0", 0), [*FEW, PASSES[0], *SHORTER, PASSES[2], *ALL]
-    yield Run("test-0", 1), [*FEW[:1], PASSES[0], *SHORTER]
-    yield LONGER, [*at_cost(LONGER, 0.05)]
+    yield Run("test-0", 0), [*FEW, PASSES[0], *SHORTER, PASSES[2], *ALL, *PILOTS, *SAMPLES]
+    yield Run("test-0", 1), [*FEW[:1], PASSES[0], *SHORTER, *PILOTS]
+    yield LONGER, [*at_cost(LONGER, 0.05), *(Forecast(pairs=pairs) for pairs in (20, 50, 200))]
     yield Run("tuning-0", 0, **FULL), [FEW[0], FEW[1], FEW[3]]
-    yield Run("test-0", 0, **FULL), [FEW[0], FEW[1], FEW[3]]
+    yield Run("test-0", 0, **FULL), [FEW[0], FEW[1], FEW[3], *ALL]
     yield LONG, [*at_cost(LONG, 0.1)]
-    yield Run("test-0", 2), [*FEW[:1], PASSES[0], *SHORTER]
+    yield Run("test-0", 2), [*FEW[:1], PASSES[0], *SHORTER, *PILOTS]
     yield TEXT, [FEW[0], FEW[2], FEW[1], ALL[0], PASSES[0], SHORTER[1], SHORTER[3]]
     for rate in (1e-4, 4e-4):
         yield Run("test-0", 0, learning_rate=rate), [*FEW[:3], PASSES[0]]
