@@ -110,7 +110,7 @@ class Bench:
 
     def train(self) -> None:
         """The real run, and what its audit alone says."""
-        if "observed" in self.result:
+        if "observed" in self.result and (self.folder / "real" / "observed_pairs.npz").exists():
             return
         run, seconds = self._really("real", self.job("real"))
         observed = course(run, "observed_pairs")
@@ -182,10 +182,12 @@ class Bench:
             methods[name] = {"cost": 0.0, **ranked(values, observed), "scores": rounded(values)}
         self.save()
 
-    def try_method(self, method: Method) -> None:
+    def try_method(self, method: Method, *, again: bool = False) -> None:
         """Forecast the run, or train its rival, unless that is done."""
-        if method.name in self.result["methods"]:
+        if method.name in self.result["methods"] and not again:
             return
+        if again:
+            shutil.rmtree(self.folder / method.folder, ignore_errors=True)
         print(f"{self.run.name}: {method.name}", flush=True)
         (self.forecast if isinstance(method, Forecast) else self.shorten)(method)  # pyright: ignore
         self.describe(method)
@@ -376,6 +378,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "foretune-fidelity")
     parser.add_argument("--only", default="", help="runs whose names contain this")
     parser.add_argument("--methods", nargs="+", default=[""], help="methods whose names contain one of these")
+    parser.add_argument("--again", action="store_true", help="repeat methods that are done: the code has changed")
     parser.add_argument("--figures", action="store_true", help="train nothing: compute the figures of what is there")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -395,7 +398,7 @@ def main() -> None:
         bench.baselines()
         for method in methods:
             if any(part in method.name for part in options.methods):
-                bench.try_method(method)
+                bench.try_method(method, again=options.again)
         bench.ceiling()
 
 

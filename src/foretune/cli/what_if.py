@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.box import SIMPLE_HEAD
@@ -74,7 +75,7 @@ def _weight(text: str) -> tuple[str, float]:
         raise UserError(f"--weight takes BEHAVIOUR=NUMBER, got '{text}'.") from None
 
 
-def _training_arguments(words: Sequence[str]) -> dict[str, object]:
+def _training_arguments(words: Sequence[str]) -> dict[str, Any]:
     """`--name value` pairs as YAML reads them."""
     found = {}
     for name, value in zip(words[::2], [*words[1::2], ""], strict=False):
