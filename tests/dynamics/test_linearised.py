@@ -25,7 +25,7 @@ def tangent(seed=0):
     draw = torch.Generator().manual_seed(seed)
     anchor = {name: torch.randn(shape, generator=draw) for name, shape in zip(NAMES, [(3, 4), (3,), (4,)], strict=True)}
     gradient = torch.randn(PAIRS, 19, generator=draw)
-    return Tangent(anchor, torch.randn(PAIRS, generator=draw), gradient, {}, None, np.arange(PAIRS)[None])
+    return Tangent(anchor, torch.randn(PAIRS, generator=draw), gradient, {}, None, np.arange(PAIRS))
 
 
 def halved(whole):

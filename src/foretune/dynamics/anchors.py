@@ -44,7 +44,7 @@ def write_weight_space(
         store: of the features.
         parameters: at which they were taken, by name.
         margin: of the measured pairs against the reference, shape (m,).
-        place: as of `MarginModel`.
+        place: the measured pair that each pair is, or that stands for it, shape (n,).
         groups: of `layers_alike`.
     """
     _write(store, parameters, margin, place, {}, {"groups": json.dumps(groups)})
@@ -97,7 +97,7 @@ def read_anchor(store: ShardStore, device: torch.device) -> WeightSpace | Tangen
         with safe_open(store.folder / FILE, framework="pt", device=str(device)) as file:
             about = file.metadata()
             parameters = {name: file.get_tensor(f"parameter/{name}") for name in json.loads(about["names"])}
-            margin, place = file.get_tensor("margin").float(), np.atleast_2d(file.get_tensor("place").cpu().numpy())
+            margin, place = file.get_tensor("margin").float(), file.get_tensor("place").cpu().numpy()
             sampled = {
                 name: Coordinates(file.get_tensor(f"index/{name}"), file.get_tensor(f"weight/{name}"))
                 for name in json.loads(about.get("sampled", "[]"))

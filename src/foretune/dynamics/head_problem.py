@@ -62,10 +62,6 @@ class HeadProblem(NamedTuple):
     def decayed(self) -> None:
         """Names tell."""
 
-    @property
-    def place(self) -> None:
-        """Each pair is itself."""
-
     def start(self) -> dict[str, Tensor]:
         """The trained rows of W, shape (rows, hidden)."""
         return {WEIGHT: self.head.weight}

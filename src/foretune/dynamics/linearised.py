@@ -58,7 +58,7 @@ class WeightSpace(NamedTuple):
         anchor: parameters at which the factors were taken.
         offset: margin at the anchor less its linear part there, so that margin = offset + Σ s⟨G, B A⟩, shape (m,).
         stacks: the factors.
-        place: as of `MarginModel`.
+        place: the measured pair that each pair is, or that stands for it, shape (n,).
     """
 
     anchor: dict[str, Tensor]
@@ -84,8 +84,8 @@ class WeightSpace(NamedTuple):
         return sum(int(np.prod(side.shape)) for stack in self.stacks for side in (stack.outputs, stack.inputs))
 
     def margins(self, parameters: Mapping[str, Tensor], pairs: Tensor, *, training: bool = False) -> Tensor:
-        """Margins of some pairs, shape (len(pairs),); the first row of `place` says what stands for them."""
-        measured = self.place[0][pairs.numpy()]
+        """Margins of some pairs, shape (len(pairs),)."""
+        measured = self.place[pairs.numpy()]
         changes = [stack.change(parameters, measured, training=training) for stack in self.stacks]
         return self.offset[torch.from_numpy(measured).to(self.offset.device)] + torch.stack(changes).sum(0)
 
@@ -95,7 +95,7 @@ def weight_space(
     anchor: dict[str, Tensor], margin: Tensor, stacks: Sequence[LayerStack], place: NDArray[np.int64]
 ) -> WeightSpace:
     """The weight-space form around `anchor`, where measured pairs have these margins against the reference (m,)."""
-    linear = WeightSpace(anchor, torch.zeros_like(margin), stacks, np.arange(len(margin))[None])
+    linear = WeightSpace(anchor, torch.zeros_like(margin), stacks, np.arange(len(margin)))
     parts = torch.arange(len(margin)).split(PAIRS_AT_ONCE)
     there = torch.cat([linear.margins(anchor, part) for part in parts])
     return linear._replace(offset=margin - there, place=place)
@@ -110,7 +110,7 @@ class Tangent(NamedTuple):
         gradient: φ, the coordinates of all parameters in their order, shape (m, Σ c), in memory or on the disk.
         sampled: of those parameters of which some coordinates are there, which they are and what each stands for.
         decayed: names of the parameters that weight decay acts on.
-        place: as of `MarginModel`.
+        place: the measured pair that each pair is, or that stands for it, shape (n,).
     """
 
     anchor: dict[str, Tensor]
@@ -130,7 +130,7 @@ class Tangent(NamedTuple):
 
     def margins(self, parameters: Mapping[str, Tensor], pairs: Tensor, *, training: bool = False) -> Tensor:
         """Margins of some pairs, shape (len(pairs),); dropout is not simulated in this form."""
-        measured = self.place[0][pairs.numpy()]
+        measured = self.place[pairs.numpy()]
         change = torch.cat([(parameters[name] - start).flatten() for name, start in self.anchor.items()])
         gradient = _rows(self.gradient, measured).to(change)
         there = self.margin[torch.from_numpy(measured).to(self.margin.device)]

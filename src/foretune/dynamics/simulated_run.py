@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from foretune.dynamics.cross_fitting import OTHER, CrossFitted
 from foretune.dynamics.curves import observation_steps
 from foretune.errors import UserError
 from foretune.features.coordinates import Coordinates
@@ -64,14 +63,6 @@ class MarginModel(Protocol):
     @property
     def decayed(self) -> Collection[str] | None:
         """Names of the parameters that weight decay acts on; None: their names say so."""
-        ...
-
-    @property
-    def place(self) -> NDArray[np.int64] | None:
-        """The measured pair that each of n pairs is, or that stands for it, shape (1, n); None: each is itself.
-
-        Of shape (2, n) where the pairs that stand for others are halved (see `CrossFitted`).
-        """
         ...
 
     def start(self) -> dict[str, Tensor]:
@@ -149,7 +140,6 @@ def simulate_run(
     """
     if problem.sampled:
         check_coordinatewise(arguments)
-    fitted = CrossFitted(problem)
     ranked = objective.within(np.asarray(train_pairs)) if isinstance(objective, RankingLoss) else None
     order = np.arange(len(train_pairs) if ranked is None else len(ranked.contrasts.members))
     if isinstance(objective, SidedLoss) and objective.unpaired:
@@ -157,8 +147,8 @@ def simulate_run(
         arguments = in_order(arguments)
         arguments.per_device_train_batch_size *= 2
     with tempfile.TemporaryDirectory() as scratch:
-        model = _Parameters(fitted.start())
-        recorder = _Recorder(fitted, model, torch.as_tensor(np.asarray(observed)), observations, renewal)
+        model = _Parameters(problem.start())
+        recorder = _Recorder(problem, model, torch.as_tensor(np.asarray(observed)), observations, renewal)
         trainer = _Trainer(
             model=model,
             args=quiet_copy(arguments, scratch),
@@ -222,49 +212,47 @@ class _Trainer(Trainer):
     loss_is_scaled_for_ga = False  # as in DPOTrainer: the loss is a mean over the micro-batch
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # noqa: ARG002
-        rows, problem = inputs["row"].cpu(), self.recorder.problem
-        with torch.autocast(self.args.device.type, enabled=False):
-            parameters = self.recorder.model.by_name if model is self.recorder.model else model()
-            halves = range(len(problem.halves))
-            return sum(
-                self._loss(lambda pairs, half=half: problem.trained(parameters, pairs, half), rows) for half in halves
-            )
-
-    def _loss(self, margins, rows):
-        """Of a batch whose pairs have these margins."""
+        rows = inputs["row"].cpu()
         if isinstance(self.objective, RankingLoss):
-            return self._loss_of_rankings(margins, self.objective, rows)
-        if isinstance(self.objective, SidedLoss) and self.objective.unpaired:
-            rows, losses = rows // 2, self._of_single(margins, self.objective, rows)
-        elif isinstance(self.objective, SidedLoss):
-            losses = self.objective.objective.torch_value(*self._sides(margins, self.objective, rows))
-        else:
-            losses = self.objective.torch_value(self._seen(margins, rows))
+            return self._loss_of_rankings(model, self.objective, rows)
+        with torch.autocast(self.args.device.type, enabled=False):
+            if isinstance(self.objective, SidedLoss) and self.objective.unpaired:
+                rows, losses = rows // 2, self._of_single(model, self.objective, rows)
+            elif isinstance(self.objective, SidedLoss):
+                losses = self.objective.objective.torch_value(*self._sides(model, self.objective, rows))
+            else:
+                losses = self.objective.torch_value(self._seen(model, rows))
         return (self.weights[rows].to(losses) * losses).mean()
 
-    def _loss_of_rankings(self, margins, loss, rows):
+    def _loss_of_rankings(self, model, loss, rows):
         members = torch.from_numpy(loss.contrasts.members)[rows]
         ranks = torch.from_numpy(loss.contrasts.ranks)[rows]
         there = pad(members >= 0, (0, 1))
-        seen = self._seen(margins, members[members >= 0])
-        scores = seen.new_zeros(ranks.shape).masked_scatter(there.to(seen.device), seen)
-        losses = loss.objective.torch_value(scores, ranks.to(seen.device))
+        with torch.autocast(self.args.device.type, enabled=False):
+            seen = self._seen(model, members[members >= 0])
+            scores = seen.new_zeros(ranks.shape).masked_scatter(there.to(seen.device), seen)
+            losses = loss.objective.torch_value(scores, ranks.to(seen.device))
         return (self.weights[members[:, 0]].to(losses) * losses).mean()
 
-    def _seen(self, margins, rows):
+    def _seen(self, model, rows):
         """What the loss sees of some rows' margins."""
-        found = margins(self.pairs[rows])
-        return self.factors[rows].to(found) * found + self.offsets[rows].to(found)
+        margins = self._margins(model, self.pairs[rows])
+        return self.factors[rows].to(margins) * margins + self.offsets[rows].to(margins)
 
-    def _sides(self, margins, loss, rows):
+    def _margins(self, model, pairs):
+        parameters = self.recorder.model.by_name if model is self.recorder.model else model()
+        return self.recorder.problem.margins(parameters, pairs, training=True)
+
+    def _sides(self, model, loss, rows):
         """Chosen and rejected scores of some rows, exchanged where labels are flipped."""
-        margin, chosen = margins(torch.from_numpy(loss.both(self.pairs[rows].numpy()))).chunk(2)
+        both = torch.from_numpy(loss.both(self.pairs[rows].numpy()))
+        margin, chosen = self._margins(model, both).chunk(2)
         flipped, rejected = (self.factors[rows] < 0).to(chosen.device), chosen - margin
         return torch.where(flipped, rejected, chosen), torch.where(flipped, chosen, rejected)
 
-    def _of_single(self, margins, loss, responses):
+    def _of_single(self, model, loss, responses):
         """Losses of rows of one response each."""
-        chosen, rejected = self._sides(margins, loss, responses // 2)
+        chosen, rejected = self._sides(model, loss, responses // 2)
         desirable = (responses % 2 == 0).to(chosen.device)
         return Unpaired(loss.objective).torch_value(torch.where(desirable, chosen, rejected), desirable)
 
@@ -283,35 +271,22 @@ class _Trainer(Trainer):
         return optimizer
 
     def _state_of_sample(self, optimizer, state_dict):
-        sampled, names = self.recorder.problem.sampled, {own: name for name, own in self.recorder.model.by_name.items()}
+        sampled = self.recorder.problem.sampled
+        names = {parameter: name for name, parameter in self.recorder.model.named_parameters()}
         order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-        halves = len(order) // sum(len(group["params"]) for group in state_dict["param_groups"])
-        if halves > 1:  # accelerate loads the optimiser's own state as well
-            order = [name for name in order if not name.startswith(OTHER)]
         state = {
-            index + half * len(order): {
-                key: _coordinates_of(value, sampled.get(order[index])) for key, value in own.items()
-            }
-            for half in range(halves)
+            index: {key: _coordinates_of(value, sampled.get(order[index])) for key, value in own.items()}
             for index, own in state_dict["state"].items()
         }
-        groups = [
-            group | {"params": [index + half * len(order) for half in range(halves) for index in group["params"]]}
-            for group in state_dict["param_groups"]
-        ]
-        return state_dict | {"state": state, "param_groups": groups}
+        return state_dict | {"state": state}
 
     def _clip_grad_norm(self, model):
-        """The norm of the whole gradient, of each half by itself, estimated where coordinates are sampled."""
-        problem = self.recorder.problem
-        if not problem.sampled and len(problem.halves) == 1:
+        """The norm of the whole gradient, estimated where coordinates are sampled."""
+        sampled = self.recorder.problem.sampled
+        if not sampled:
             return super()._clip_grad_norm(model)
         self.accelerator.unscale_gradients()
-        return max(self._clip(half) for half in problem.split(self.recorder.model.by_name))
-
-    def _clip(self, parameters):
-        sampled = self.recorder.problem.sampled
-        gradients = {name: own.grad for name, own in parameters.items() if own.grad is not None}
+        gradients = {name: own.grad for name, own in self.recorder.model.named_parameters() if own.grad is not None}
         squares = [
             (gradient.square() * (sampled[name].weight if name in sampled else 1.0)).sum()
             for name, gradient in gradients.items()
@@ -331,7 +306,7 @@ def _coordinates_of(value: Any, coordinates: Coordinates | None) -> Any:
 
 class _Recorder(TrainerCallback):
     def __init__(
-        self, problem: CrossFitted, model: _Parameters, observed: Tensor, observations: int, renewal: Renewal | None
+        self, problem: MarginModel, model: _Parameters, observed: Tensor, observations: int, renewal: Renewal | None
     ) -> None:
         self.problem, self.model, self.observed, self.observations = problem, model, observed, observations
         self.renewal = renewal
@@ -350,15 +325,14 @@ class _Recorder(TrainerCallback):
     @torch.no_grad()
     def on_step_end(self, args, state, control, **kwargs):
         if self.renewal is not None and state.global_step < state.max_steps:
-            renewed = self.renewal(state.global_step, self.problem.centre(self.model.by_name))
-            self.problem = CrossFitted(renewed) if renewed else self.problem
+            self.problem = self.renewal(state.global_step, self.model.by_name) or self.problem
         if state.global_step in self.observe_at:
             self.record(state.global_step)
 
     @torch.no_grad()
     def record(self, step: int) -> None:
         parts = self.observed.split(PAIRS_AT_ONCE)
-        margins = torch.cat([self.problem.observed(self.model.by_name, part) for part in parts])
+        margins = torch.cat([self.problem.margins(self.model.by_name, part) for part in parts])
         self.steps.append(step)
         self.margins.append(margins.double().cpu().numpy())
 

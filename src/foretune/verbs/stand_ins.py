@@ -14,17 +14,14 @@ def stand_ins(
     """For each pair the place in `measured` of itself, or of one with its behaviour and preferred answer.
 
     Those that stand for others take turns, or are drawn. A ranking is stood for as a whole, by one with as many
-    responses. Where training pairs were left out there are two rows, with stand-ins of either half of those that were
-    measured (see `CrossFitted`); shape (1 or 2, n).
+    responses.
 
     Raises:
         UserError: of a behaviour's rankings with some number of responses none was measured.
     """
     pairs, contrasts = prepared.pairs, prepared.contrasts
-    itself = np.full(len(pairs), -1)
-    itself[measured] = np.arange(len(measured))
-    halves = 2 if (itself[pairs.is_train] < 0).any() else 1
-    place = np.repeat(itself[None], halves, 0)
+    place = np.full(len(pairs), -1)
+    place[measured] = np.arange(len(measured))
     if contrasts is None:
         # of unpaired rows, desirable ones do not stand for undesirable ones
         answer, units = answers_of(prepared)[0] + 3 * (pairs.lengths[:, 1] == 0), np.arange(len(pairs))
@@ -33,7 +30,7 @@ def stand_ins(
     groups = np.stack([pairs.behaviour[units], answer, pairs.is_train[units]], 1)
     for behaviour, preferred, is_train in np.unique(groups, axis=0):
         members = units[(groups == (behaviour, preferred, is_train)).all(1)]
-        missing, there = members[itself[members] < 0], members[itself[members] >= 0]
+        missing, there = members[place[members] < 0], members[place[members] >= 0]
         if not len(there) and contrasts is not None:
             raise UserError(
                 f"of the rankings of {pairs.names[behaviour]} with {preferred} responses none was measured: raise "
@@ -41,15 +38,11 @@ def stand_ins(
             )
         if not len(there):  # a rare answer of which nothing was measured
             there = measured[pairs.behaviour[measured] == behaviour]
-        there = there if draw is None else draw.permutation(there)
-        for half in range(halves):
-            some = there[half::2] if halves > 1 and is_train and len(there) > 1 else there
-            turn = np.arange(len(missing)) % len(some) if draw is None else draw.integers(len(some), size=len(missing))
-            place[half, missing] = np.searchsorted(measured, some[turn])
+        turn = np.arange(len(missing)) % len(there) if draw is None else draw.integers(len(there), size=len(missing))
+        place[missing] = np.searchsorted(measured, there[turn])
     if contrasts is not None:  # the contrasts of a ranking follow its first one, also among the measured pairs
         there = contrasts.members >= 0
-        for half in place:
-            half[contrasts.members[there]] = (half[units][:, None] + np.arange(there.shape[1]))[there]
+        place[contrasts.members[there]] = (place[units][:, None] + np.arange(there.shape[1]))[there]
     return place
 
 

@@ -40,7 +40,7 @@ class Lineariser:
         measured: the pairs that features are taken of, shape (m,): all that are observed, and `twin_pairs` training
             pairs of each behaviour.
         place: the measured pair that each pair is, or that stands for it: one of its behaviour and preferred answer;
-            sided, then m more than that of its chosen score; shape (1 or 2, n), as of `MarginModel`.
+            sided, then m more than that of its chosen score.
         keys: of the features that were taken, by step.
     """
 
@@ -69,7 +69,7 @@ class Lineariser:
     def stand_ins(self, draw: np.random.Generator | None = None) -> NDArray[np.int64]:
         """`place`, or another one."""
         place = stand_ins(self._prepared, self.measured, draw)
-        return np.concatenate([place, place + len(self.measured)], 1) if self.sided else place
+        return np.concatenate([place, place + len(self.measured)]) if self.sided else place
 
     @property
     def _packed(self) -> bool:
