@@ -6,9 +6,10 @@ values are kept and seen by every row. Soft-capping (Gemma 2) works. Sliding win
 mask, which the caller gives (`foretune.models.batches`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
@@ -90,32 +91,31 @@ class Beginning:
         """A beginning not yet computed."""
         self.length = length
         self.layers: list[tuple[Tensor, Tensor]] = []
-        self._asked = 0
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """A forward pass inside keeps its keys and values here."""
-        yield from self._active(recording=True)
+        yield from _asking(lambda key, value: self.layers.append((key, value)))
 
     @contextmanager
     def seen(self) -> Iterator[None]:
-        """Rows of a forward pass inside see this beginning."""
-        yield from self._active(recording=False)
-
-    def _active(self, *, recording: bool) -> Iterator[None]:
-        token = _BEGINNING.set((self, recording))
-        try:
-            yield
-        finally:
-            _BEGINNING.reset(token)
-
-    def next_layer(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of the layer that asks; a pass asks for one layer after the other."""
-        self._asked += 1
-        return self.layers[(self._asked - 1) % len(self.layers)]
+        """Rows of a forward pass inside, in this thread, see this beginning; a pass asks layer after layer."""
+        layers = cycle(self.layers)
+        yield from _asking(lambda key, value: next(layers))
 
 
-_BEGINNING: ContextVar[tuple[Beginning, bool] | None] = ContextVar("beginning", default=None)
+def _asking(common: Callable[[Tensor, Tensor], tuple[Tensor, Tensor] | None]) -> Iterator[None]:
+    token = _BEGINNING.set(common)
+    try:
+        yield
+    finally:
+        _BEGINNING.reset(token)
+
+
+# A layer's own keys and values → those that come before them
+_BEGINNING: ContextVar[Callable[[Tensor, Tensor], tuple[Tensor, Tensor] | None] | None] = ContextVar(
+    "beginning", default=None
+)
 
 
 @contextmanager
@@ -150,13 +150,8 @@ def tree_attention(
         raise NotImplementedError("attention sinks and position biases are not implemented")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     layout: Layout | None = getattr(attention_mask, "grid", None)
-    first = None
-    if (active := _BEGINNING.get()) is not None:
-        beginning, recording = active
-        if recording:
-            beginning.layers.append((key, value))
-        else:
-            first = beginning.next_layer()
+    common = _BEGINNING.get()
+    first = common and common(key, value)
     length = query.shape[2] if layout is None else layout.length
     capped = softcap is not None and attention_mask is not None
     if not dropout and (capped or suits_products(query, attention_mask, length, first)):

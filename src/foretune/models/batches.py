@@ -7,6 +7,7 @@ mask, the branches are computed as separate sequences.
 """
 
 from collections.abc import Iterator, Sequence
+from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,8 @@ from foretune.models.sharded import final_states
 
 # Less padding than this share costs less than moving tokens between a line and a grid for attention.
 LITTLE_PADDING = 0.04
+# Batches of fewer tokens are not worth dividing among workers.
+LEAST_BUDGET = 256
 
 
 class Targets(NamedTuple):
@@ -65,15 +68,21 @@ def targets_of(pairs: Sequence[Tree]) -> Targets:
     return Targets(*map(torch.tensor, (state, token, owner, sign, response)))
 
 
-def token_batches(pairs: Sequence[Tree], *, budget: int = 2048, shared: int = 0) -> Iterator[list[int]]:
+def token_batches(
+    pairs: Sequence[Tree], *, budget: int = 2048, shared: int = 0, multiple_of: int = 1
+) -> Iterator[list[int]]:
     """Indices of `pairs` in batches of similar length, each of at most `budget` tokens with its padding.
 
     Args:
         pairs: any number.
         budget: tokens of a batch; a longer pair is a batch of its own.
         shared: tokens at the beginning of each pair that are not computed with it.
+        multiple_of: make about a multiple of so many batches, of like sizes, for as many workers.
     """
     lengths = [packed_length(pair) - shared for pair in pairs]
+    if multiple_of > 1 and lengths:
+        rounds = ceil(sum(lengths) / (budget * multiple_of))
+        budget = min(budget, max(sum(lengths) // (rounds * multiple_of) + max(lengths), LEAST_BUDGET))
     batch: list[int] = []
     for index in sorted(range(len(pairs)), key=lambda i: (-lengths[i], i)):
         if batch and (len(batch) + 1) * lengths[batch[0]] > budget:

@@ -1,17 +1,21 @@
 """Forward passes over many pairs, without gradients: no token is computed twice and nearly none is padding."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from foretune.models.attention import Beginning, tree_attention_of
-from foretune.models.batches import num_states, states_of, supports_packing, token_batches
+from foretune.models.batches import num_states, packed_length, states_of, supports_packing, token_batches
 from foretune.models.beginnings import group_by_beginning
 from foretune.models.dtype import float32_products_of
 from foretune.models.encoding import Tree
 from foretune.models.kernels import FrozenKernels
-from foretune.models.sharded import final_states
+from foretune.models.sharded import final_states, is_sharded
+from foretune.models.workers import num_workers, side_by_side
 
 # Tokens of a batch: few enough on a CPU that activations stay in its cache, enough on a GPU to fill it.
 BUDGET = {"cpu": 1024}
@@ -21,6 +25,14 @@ OVERHEAD = {"cpu": 64}
 OVERHEAD_OF_OTHERS = 4096
 # Tokens whose keys and values are kept for rows to come.
 KEPT_TOKENS = 8192
+
+
+class _Batch(NamedTuple):
+    """Pairs that are computed together, by their number; `shared` tokens at their beginning are there already."""
+
+    members: list[int]
+    shared: int
+    beginning: Beginning | None
 
 
 class ForwardPass:
@@ -47,42 +59,53 @@ class ForwardPass:
         overhead: int | None = None,
     ) -> None:
         """Nothing is computed yet."""
-        self.device = next(model.parameters()).device
+        self.device, self._dtype = next(model.parameters()).device, next(model.parameters()).dtype
         self._model, self._packed = model, packed
         self._share = share and packed and supports_packing(model)
         self._budget = budget or BUDGET.get(self.device.type, BUDGET_OF_OTHERS)
         self._overhead = OVERHEAD.get(self.device.type, OVERHEAD_OF_OTHERS) if overhead is None else overhead
+        # where parameters are divided, all processes gather them in one order
+        self._workers = 1 if is_sharded(model) else num_workers(self.device)
         self._beginnings: dict[tuple[int, ...], Beginning] = {}
 
     @torch.no_grad()
     def states(self, pairs: Sequence[Tree]) -> Tensor:
         """Final hidden states that predict response tokens, shape (Σ num_states, hidden), in the order of `pairs`."""
-        if self.device.type != "cpu" or next(self._model.parameters()).dtype != torch.float32:
-            return self._states(pairs)
-        with FrozenKernels():
-            return self._states(pairs)
-
-    def _states(self, pairs: Sequence[Tree]) -> Tensor:
         parts: list[Tensor] = [torch.empty(0)] * len(pairs)
-        if not self._share:
-            self._compute(pairs, range(len(pairs)), 0, parts)
-            return torch.cat(parts)
-        with tree_attention_of(self._model), float32_products_of(next(self._model.parameters()).dtype):
-            for length, members in group_by_beginning(pairs, overhead=self._overhead):
-                if length == 0:
-                    self._compute(pairs, members, 0, parts)
-                    continue
-                with self._beginning(pairs[members[0]].prompt_ids[:length]).seen():
-                    self._compute(pairs, members, length, parts)
+        with self._as_computed():
+            batches = list(self._batches(pairs))
+            # the largest first, so that no worker ends late
+            batches.sort(key=lambda batch: -sum(packed_length(pairs[member]) for member in batch.members))
+            results = side_by_side(partial(self._compute, pairs), batches, self._workers)
+            for batch, found in zip(batches, results, strict=True):
+                for member, part in zip(batch.members, found, strict=True):
+                    parts[member] = part
         return torch.cat(parts)
 
-    def _compute(self, pairs: Sequence[Tree], members: Sequence[int], shared: int, parts: list[Tensor]) -> None:
-        group = [pairs[index] for index in members]
-        for batch in token_batches(group, budget=self._budget, shared=shared):
-            rows = [group[place] for place in batch]
-            found = states_of(self._model, rows, packed=self._packed, shared=shared)
-            for place, part in zip(batch, found.split([num_states(pair) for pair in rows]), strict=True):
-                parts[members[place]] = part
+    @contextmanager
+    def _as_computed(self) -> Iterator[None]:
+        if not self._share:
+            yield
+            return
+        with tree_attention_of(self._model), float32_products_of(self._dtype):
+            yield
+
+    def _batches(self, pairs: Sequence[Tree]) -> Iterator["_Batch"]:
+        groups = group_by_beginning(pairs, overhead=self._overhead) if self._share else [(0, [*range(len(pairs))])]
+        for length, members in groups:
+            beginning = self._beginning(pairs[members[0]].prompt_ids[:length]) if length else None
+            group = [pairs[index] for index in members]
+            for batch in token_batches(group, budget=self._budget, shared=length, multiple_of=self._workers):
+                yield _Batch([members[place] for place in batch], length, beginning)
+
+    def _compute(self, pairs: Sequence[Tree], batch: "_Batch") -> tuple[Tensor, ...]:
+        rows = [pairs[member] for member in batch.members]
+        with torch.no_grad(), batch.beginning.seen() if batch.beginning else nullcontext(), self._kernels():
+            found = states_of(self._model, rows, packed=self._packed, shared=batch.shared)
+        return found.split([num_states(pair) for pair in rows])
+
+    def _kernels(self) -> AbstractContextManager:
+        return FrozenKernels() if (self.device.type, self._dtype) == ("cpu", torch.float32) else nullcontext()
 
     def _beginning(self, tokens: list[int]) -> Beginning:
         """The beginning's keys and values: kept ones, or computed; the longest unused are forgotten first."""
@@ -96,6 +119,6 @@ class ForwardPass:
     def _computed(self, tokens: list[int]) -> Beginning:
         beginning = Beginning(len(tokens))
         ids = torch.tensor([tokens], device=self.device)
-        with beginning.recorded():
+        with beginning.recorded(), self._kernels():
             final_states(self._model, input_ids=ids)
         return beginning

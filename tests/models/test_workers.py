@@ -1,0 +1,58 @@
+"""Batches side by side: the same numbers, in order, and the caller's threads as they were."""
+
+import threading
+from contextlib import contextmanager
+
+import pytest
+import torch
+from tests.conftest import random_llama
+
+from foretune.models.encoding import EncodedPair
+from foretune.models.forward_pass import ForwardPass
+from foretune.models.workers import side_by_side
+
+
+@contextmanager
+def threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_results_come_in_order_from_workers_that_overlap():
+    together = threading.Barrier(2, timeout=30)
+
+    def compute(item):
+        together.wait()
+        return item, torch.get_num_threads(), torch.is_grad_enabled()
+
+    with threads(2), torch.no_grad():
+        assert side_by_side(compute, range(4), 2) == [(item, 1, False) for item in range(4)]
+        assert torch.get_num_threads() == 2
+
+
+def test_a_failure_is_the_callers():
+    with threads(2), pytest.raises(ZeroDivisionError):
+        side_by_side(lambda item: 1 // item, [1, 0, 1], 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_are_those_of_one_worker(dtype):
+    torch.manual_seed(0)
+    model = random_llama(128).to(dtype).eval()
+    begun = [[1, 2, 3, 4, 5, 6, 7, 8], [9, 8, 7, 6, 5, 4, 3, 2]]
+    pairs = [
+        EncodedPair(n, "b", "train", 1.0, begun[n % 2] + [10 + n] * (1 + n % 5), [7, 9, n % 60], [8], False)
+        for n in range(90)
+    ]
+    with threads(1):
+        expected = ForwardPass(model, overhead=0).states(pairs)
+    with threads(3):
+        forward = ForwardPass(model, budget=64, overhead=0)
+        found = [forward.states(pairs) for _ in range(5)]
+    tolerance = 1e-5 if dtype == torch.float32 else 0.06
+    torch.testing.assert_close(found[0], expected, atol=tolerance, rtol=tolerance)
+    assert all(torch.equal(again, found[0]) for again in found)
