@@ -1,7 +1,6 @@
 """Batches side by side on a CPU's cores, each on its own, instead of one after the other on all of them.
 
-Operations on one batch are too short to be divided well: two cores with a batch each are up to a fifth faster than both
-on one.
+Operations on one batch are too short to be divided well, and cores would wait for each other after each of them.
 """
 
 from collections.abc import Callable, Sequence
