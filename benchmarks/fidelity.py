@@ -18,16 +18,13 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 from fidelity_figures import Course, described, fit, lazy_step, ranked, rounded
 from fidelity_plan import Forecast, Method, Run, Shorter, behaviours_of, data_file, plan
-from harness import RESULTS, read, write
+from harness import RESULTS, read, seconds_in, write
 from peft import load_peft_weights, set_peft_model_state_dict
 from torch import nn
 
@@ -347,22 +344,6 @@ def naive_kernel(prepared: Prepared) -> dict[str, float]:
     means = np.stack([np.asarray(states[np.flatnonzero(prepared.behaviour_of == name)]).mean(0) for name in names])
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     return {str(name): float(value) for name, value in zip(names, (means @ means.T).mean(1), strict=True)}
-
-
-@contextmanager
-def seconds_in(owner: type, name: str) -> Iterator[list[float]]:
-    """CPU seconds of every call of a method meanwhile."""
-    original, found = getattr(owner, name), []
-
-    def timed(*arguments: Any, **keywords: Any) -> Any:
-        start = time.process_time()
-        try:
-            return original(*arguments, **keywords)
-        finally:
-            found.append(time.process_time() - start)
-
-    with patch.object(owner, name, timed):
-        yield found
 
 
 def commit() -> str:

@@ -110,13 +110,19 @@ def criteria(methods: Figures) -> Iterator[str]:
         ),
         ("twin, 100 pairs", "end", {"spearman_loss": (best_baseline(methods), 1)}),
     ]
-    yield "\n## What had to be reached\n\nAdamW 2e-4, 120 steps; the last line's bound is the best baseline's.\n"
+    yield "\n## What had to be reached\n"
+    yield (
+        "AdamW 2e-4, 120 steps; the last line's bound is the best baseline's. *Found* is the median over runs; "
+        "the last column judges each run.\n"
+    )
     yield "| method | runs | part | figure | wanted | found | |\n|---|---|---|---|---|---|---|"
     for name, part, bounds in wanted:
         for key, (low, high) in bounds.items() if name in methods else ():
             value = middle(methods[name], part, key)
             span = f"≥ {low:.2f}" if high == 1 else f"{low:g} to {high:g}"
-            verdict = "reached" if low <= value <= high else "**missed**"
+            each = [low <= middle([entry], part, key) <= high for entry in methods[name] if entry.get(part)]
+            verdict = "reached" if all(each) else f"**reached in {sum(each)} of {len(each)} runs**"
+            verdict = verdict if any(each) else "**missed**"
             yield f"| {name} | {len(methods[name])} | {part} | {WORDS[key]} | {span} | {value:.3f} | {verdict} |"
 
 

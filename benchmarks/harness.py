@@ -4,10 +4,12 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -96,6 +98,22 @@ def times_faster(seconds: dict[str, list[float]], ours: str) -> dict[str, dict[s
             ratios = [slow / fast for slow, fast in zip(theirs, seconds[ours], strict=True)]
             found[name] = {"median": median(ratios), "min": min(ratios), "max": max(ratios)}
     return found
+
+
+@contextmanager
+def seconds_in(owner: type, name: str) -> Iterator[list[float]]:
+    """CPU seconds of every call of a method meanwhile."""
+    original, found = getattr(owner, name), []
+
+    def timed(*arguments: Any, **keywords: Any) -> Any:
+        start = time.process_time()
+        try:
+            return original(*arguments, **keywords)
+        finally:
+            found.append(time.process_time() - start)
+
+    with patch.object(owner, name, timed):
+        yield found
 
 
 def read(name: str) -> dict[str, Any] | None:

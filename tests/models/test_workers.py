@@ -1,12 +1,14 @@
 """Batches side by side: the same numbers, in order, and the caller's threads as they were."""
 
 import threading
+import weakref
 from contextlib import contextmanager
 
 import pytest
 import torch
 from tests.conftest import random_llama
 
+from foretune.models import forward_pass
 from foretune.models.encoding import EncodedPair
 from foretune.models.forward_pass import ForwardPass
 from foretune.models.workers import side_by_side
@@ -56,3 +58,28 @@ def test_states_are_those_of_one_worker(dtype):
     tolerance = 1e-5 if dtype == torch.float32 else 0.06
     torch.testing.assert_close(found[0], expected, atol=tolerance, rtol=tolerance)
     assert all(torch.equal(again, found[0]) for again in found)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_beginnings_are_kept_within_bounds(count, monkeypatch):
+    monkeypatch.setattr(forward_pass, "KEPT_TOKENS", 20)
+    torch.manual_seed(0)
+    prompts = [[n, *range(1, 9)] for n in range(20) for _ in range(2)]
+    pairs = [
+        EncodedPair(i, "b", "train", 1.0, [*prompt, 50 + i % 2], [7], [8], False) for i, prompt in enumerate(prompts)
+    ]
+    alive, most = weakref.WeakSet(), []
+
+    class Counted(forward_pass.Beginning):
+        def __init__(self, length):
+            super().__init__(length)
+            alive.add(self)
+            most.append(len(alive))
+
+    model = random_llama(128).eval()
+    expected = ForwardPass(model, share=False).states(pairs)
+    monkeypatch.setattr(forward_pass, "Beginning", Counted)
+    with threads(count):
+        found = ForwardPass(model, overhead=0).states(pairs)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert len(most) == 20 and max(most) <= 5  # nine tokens each: two in a wave, two kept from it, one begun

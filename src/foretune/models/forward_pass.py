@@ -1,7 +1,7 @@
 """Forward passes over many pairs, without gradients: no token is computed twice and nearly none is padding."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ BUDGET_OF_OTHERS = 16384
 # What one more batch costs, in tokens: on a CPU small products are a little slower, on a GPU its launches take as long.
 OVERHEAD = {"cpu": 64}
 OVERHEAD_OF_OTHERS = 4096
-# Tokens whose keys and values are kept for rows to come.
+# Tokens whose keys and values are kept at one time.
 KEPT_TOKENS = 8192
 
 
@@ -72,35 +72,35 @@ class ForwardPass:
     def states(self, pairs: Sequence[Tree]) -> Tensor:
         """Final hidden states that predict response tokens, shape (Σ num_states, hidden), in the order of `pairs`."""
         parts: list[Tensor] = [torch.empty(0)] * len(pairs)
-        with self._as_computed():
-            batches = list(self._batches(pairs))
-            # the largest first, so that no worker ends late
-            batches.sort(key=lambda batch: -sum(packed_length(pairs[member]) for member in batch.members))
-            results = side_by_side(partial(self._compute, pairs), batches, self._workers)
-            for batch, found in zip(batches, results, strict=True):
-                for member, part in zip(batch.members, found, strict=True):
-                    parts[member] = part
+        in_trees = tree_attention_of(self._model) if self._share else nullcontext()
+        with in_trees, float32_products_of(self._dtype) if self._share else nullcontext():
+            for batches in self._waves(pairs):
+                # the largest first, so that no worker ends late
+                batches.sort(key=lambda batch: -sum(packed_length(pairs[member]) for member in batch.members))
+                results = side_by_side(partial(self._compute, pairs), batches, self._workers)
+                for batch, found in zip(batches, results, strict=True):
+                    for member, part in zip(batch.members, found, strict=True):
+                        parts[member] = part
         return torch.cat(parts)
 
-    @contextmanager
-    def _as_computed(self) -> Iterator[None]:
-        if not self._share:
-            yield
-            return
-        with tree_attention_of(self._model), float32_products_of(self._dtype):
-            yield
-
-    def _batches(self, pairs: Sequence[Tree]) -> Iterator["_Batch"]:
+    def _waves(self, pairs: Sequence[Tree]) -> Iterator[list[_Batch]]:
+        """All batches, those together whose beginnings are kept at one time."""
         groups = group_by_beginning(pairs, overhead=self._overhead) if self._share else [(0, [*range(len(pairs))])]
+        wave, kept = [], 0
         for length, members in groups:
+            if wave and kept + length > KEPT_TOKENS:
+                yield wave
+                wave, kept = [], 0
+            kept += length
             beginning = self._beginning(pairs[members[0]].prompt_ids[:length]) if length else None
             group = [pairs[index] for index in members]
             for batch in token_batches(group, budget=self._budget, shared=length, multiple_of=self._workers):
-                yield _Batch([members[place] for place in batch], length, beginning)
+                wave.append(_Batch([members[place] for place in batch], length, beginning))
+        yield wave
 
-    def _compute(self, pairs: Sequence[Tree], batch: "_Batch") -> tuple[Tensor, ...]:
+    def _compute(self, pairs: Sequence[Tree], batch: _Batch) -> tuple[Tensor, ...]:
         rows = [pairs[member] for member in batch.members]
-        with torch.no_grad(), batch.beginning.seen() if batch.beginning else nullcontext(), self._kernels():
+        with batch.beginning.seen() if batch.beginning else nullcontext(), self._kernels():
             found = states_of(self._model, rows, packed=self._packed, shared=batch.shared)
         return found.split([num_states(pair) for pair in rows])
 
