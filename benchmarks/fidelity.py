@@ -54,7 +54,6 @@ CRITERIA = {
 OBSERVATIONS, OBSERVED = 11, 100
 TRAINED: dict[str, dict[str, Any]] = {
     "lora": {
-        "dtype": "bfloat16",
         "use_peft": True,
         "lora_r": 8,
         "lora_alpha": 16,
@@ -100,6 +99,7 @@ class Bench:
                 "observe_pairs": OBSERVED,
                 "observations": OBSERVATIONS,
                 "save_total_limit": None,
+                "dtype": self.run.dtype,
                 **TRAINED[self.run.trained],
                 **more,
             },

@@ -19,11 +19,11 @@ OPENING = """\
 
 Written by `python benchmarks/fidelity_page.py` from `benchmarks/results/fidelity/`, which `python
 benchmarks/fidelity.py` measures (resumable; one CPU thread). SmolLM2-135M-Instruct with 4-bit weights, dequantised,
-in bfloat16. Each run trains LoRA (r = 8, alpha = 16, on q and v, TRL's dropout of 0.05) or all weights with DPO,
-β = 0.1, on 12 persona behaviours × 100 pairs, batches of 24 (500 and 2,000 steps: × 400 pairs, batches of 12; free
-text: power-seeking, HH harmless and HH helpful × 100 short pairs, batches of 12). A hash of the behaviour's name
-decided once whether it is a tuning or a test behaviour; test mixtures are reported, all criteria were fixed before
-the first run.
+in bfloat16 where nothing else is said. Each run trains LoRA (r = 8, alpha = 16, on q and v, TRL's dropout of 0.05) or
+all weights with DPO, β = 0.1, on 12 persona behaviours × 100 pairs, batches of 24 (500 and 2,000 steps: × 400 pairs,
+batches of 12; free text: power-seeking, HH harmless and HH helpful × 100 short pairs, batches of 12). A hash of the
+behaviour's name decided once whether it is a tuning or a test behaviour; test mixtures are reported, all criteria were
+fixed before the first run.
 
 - *twin*: `foretune forecast` from step 0; *n passes*: `--relinearise_every` a share 1/n of the steps; *n pairs*: of
   each behaviour that features are taken of (`--twin_pairs`, `--observe_pairs`).
@@ -67,24 +67,27 @@ def main() -> None:
     for result in tested:
         run = result["run"]
         data = "text" if run["mixture"].endswith("text") else "persona"
-        groups[data, run.get("trained", "lora"), run["optim"], run["learning_rate"], run["steps"]].append(result)
+        setting = (data, run.get("trained", "lora"), run["optim"], run["learning_rate"], run["steps"])
+        groups[*setting, run.get("dtype", "bfloat16")].append(result)
     parts = [OPENING]
-    main_group = groups["persona", "lora", "adamw_torch", 2e-4, 120]
+    main_group = groups["persona", "lora", "adamw_torch", 2e-4, 120, "bfloat16"]
+    exact = groups.get(("persona", "lora", "adamw_torch", 2e-4, 120, "float32"), [])
     (DOCS / "fidelity.svg").write_text(figure(by_method(main_group)))
-    parts += criteria(by_method(main_group))
-    if fully := groups.get(("persona", "full", "adamw_torch", 5e-6, 120)):
+    parts += criteria(by_method([*main_group, *exact]))
+    if fully := groups.get(("persona", "full", "adamw_torch", 5e-6, 120, "bfloat16")):
         parts += as_good_as(by_method(main_group), by_method(fully))
-    if longest := groups.get(("persona", "lora", "adamw_torch", 1.2e-5, 2000)):
+    if longest := groups.get(("persona", "lora", "adamw_torch", 1.2e-5, 2000, "bfloat16")):
         parts += beside_rivals(by_method(longest))
     for setting, members in sorted(groups.items(), key=lambda item: item[1] is not main_group):
-        data, trained, optim, rate, steps = setting
+        data, trained, optim, rate, steps, dtype = setting
         what = {"lora": "LoRA", "full": "All weights"}[trained]
         where = "Free text: " if data == "text" else ""
-        parts += section(f"{where}{what}, {optim} {rate:g}, {steps} steps", members)
+        exactly = ", in float32" if dtype == "float32" else ""
+        parts += section(f"{where}{what}, {optim} {rate:g}, {steps} steps{exactly}", members)
     tuning = [result for result in results if result not in tested]
     if tuning:
         parts += section("Tuning mixtures: what the defaults were chosen on", tuning)
-    parts += samples([main_group, groups["persona", "lora", "adamw_torch", 1.2e-5, 2000]])
+    parts += samples([main_group, groups["persona", "lora", "adamw_torch", 1.2e-5, 2000, "bfloat16"]])
     parts += trust(tested)
     if asked := read("what_if"):
         parts += what_if(asked)
