@@ -1,6 +1,5 @@
 """`forecast`: what the run will do to every behaviour, before it is run."""
 
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,11 @@ from foretune.dynamics.anchors import discard_anchors
 from foretune.dynamics.confidence import confidence
 from foretune.dynamics.curves import ALL
 from foretune.dynamics.early import early_theory
-from foretune.dynamics.forecast import Forecast, ForecastProblem, Variant, flow_rows, forecast_run
-from foretune.dynamics.head_problem import head_problem
+from foretune.dynamics.forecast import Forecast, ForecastProblem, flow_rows, forecast_run
 from foretune.dynamics.linearised import Tangent
-from foretune.dynamics.relinearise import Relinearisation, affordable_interval
-from foretune.dynamics.simulated_run import MarginModel, in_order
+from foretune.dynamics.relinearise import Relinearisation
 from foretune.errors import UserError
-from foretune.features.unembedding import read_states
-from foretune.models.head import head_of
-from foretune.objectives import Objective, RankingObjective, SidedObjective, unpaired_order
+from foretune.objectives import Objective, RankingObjective, SidedObjective
 from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of
 from foretune.scores import Convention
@@ -30,14 +25,12 @@ from foretune.verbs.audit import (
     features_key,
     features_of,
     measure,
-    reference_margins,
-    store_of,
     write_command,
 )
 from foretune.verbs.job import Job, job_from
-from foretune.verbs.prepare import Prepared, Stopwatch, loss_of_pairs, prepare
+from foretune.verbs.prepare import Prepared, Stopwatch, prepare
+from foretune.verbs.problems import output_layer_problem, rows_per_step, twin_problem
 from foretune.verbs.progress import Progress
-from foretune.verbs.real_run import pilot
 from foretune.verbs.twin import Lineariser
 
 WHAT_IS_FORECAST = {
@@ -189,119 +182,6 @@ def _alternative(cost: float) -> list[str]:
     ]
 
 
-def output_layer_problem(
-    prepared: Prepared, objective: Objective | SidedObjective | RankingObjective, progress: Progress
-) -> ForecastProblem:
-    """The run of the output layer alone: exact for runs that train it alone."""
-    job, measured = prepared.job, measure(prepared, features_of(prepared, progress))
-    convention = job.convention._replace(reference=True)  # margins are against the reference, whatever the loss sees
-    head, states = head_of(prepared.loaded.model), read_states(store_of(prepared), prepared.pairs.num_states)
-    exact = head_problem(head, states, prepared.pairs, convention=convention)
-    alone, sided = job.ours.forecast_alone is not False, isinstance(objective, SidedObjective)
-    reference = exact.reference.double().cpu().numpy()
-    return ForecastProblem(
-        exact,
-        head_problem(head, states, prepared.pairs, mass=job.ours.alone_mass, convention=convention, sided=sided)
-        if alone
-        else None,
-        None if job.convention.per_token or job.ranking_loss or sided else measured.kernel_features,
-        reference[0] - reference[1],
-        *_common(prepared, objective),
-    )
-
-
-def _common(prepared: Prepared, objective: Objective | SidedObjective | RankingObjective) -> tuple[Any, ...]:
-    """The fields of a forecast's problem that do not depend on what simulates it, in their order."""
-    loss, train, arguments = loss_of_pairs(prepared, objective), prepared.train_pairs, prepared.job.training
-    if prepared.unpaired:
-        train, arguments = train[unpaired_order(len(train), arguments)], in_order(arguments)
-    return (
-        prepared.pairs.pair_id,
-        prepared.behaviour_of,
-        prepared.split_of,
-        prepared.weights,
-        train,
-        prepared.observed,
-        loss,
-        arguments,
-        prepared.job.ours.observations,
-        not prepared.job.convention.reference,
-    )
-
-
-def twin_problem(
-    prepared: Prepared,
-    objective: Objective | SidedObjective | RankingObjective,
-    progress: Progress,
-    lineariser: Lineariser,
-    *,
-    pilot_folder: str,
-) -> ForecastProblem:
-    """The run of adapters or all weights, in first order around where features were taken."""
-    job, features = prepared.job, features_of(prepared, progress)
-    share = job.ours.pilot_fraction
-    begun = pilot(prepared, progress, fraction=share, folder=pilot_folder) if share else None
-    if begun is None:
-        margins = lineariser.at(0)
-    else:
-        lineariser.load(begun.checkpoint)
-        margins = lineariser.at(begun.step)
-    step = begun.step if begun else 0
-    ours, behaviour_of = job.ours, prepared.behaviour_of[prepared.observed]
-    renewal = Relinearisation(
-        margins,
-        step,
-        lineariser.at,
-        prepared.observed,
-        behaviour_of,
-        every=_interval(job, lineariser, prepared.num_train_units, step),
-        tolerance=ours.relinearise_tolerance,
-    )
-    return ForecastProblem(
-        margins,
-        margins if ours.forecast_alone else None,
-        None,
-        reference_margins(prepared, features),
-        *_common(prepared, objective),
-        checkpoint=begun and begun.checkpoint,
-        past=begun and begun.past,
-        renewal=renewal,
-        variants=lambda: _variants(prepared, lineariser, step),
-    )
-
-
-def _interval(job: Job, lineariser: Lineariser, num_units: int, begun: int) -> int:
-    """Steps between passes: as asked for, else what the run can afford."""
-    ours, arguments = job.ours, job.training
-    if ours.relinearise_every is not None:
-        return ours.relinearise_every
-    if ours.relinearise_tolerance or not lineariser.renewable:
-        return 0
-    rows = arguments.train_batch_size * arguments.gradient_accumulation_steps * processes.count()
-    steps = arguments.max_steps if arguments.max_steps > 0 else ceil(num_units / rows * arguments.num_train_epochs)
-    return affordable_interval(max(steps - begun, 1), rows, lineariser.num_measured)
-
-
-def _variants(prepared: Prepared, lineariser: Lineariser, first: int) -> list[Variant]:
-    """The run with other batch orders, dropout, sampled coordinates, and pairs that stand for those not measured."""
-    anchors, found = lineariser.anchors, []
-    for number in range(1, prepared.job.ours.band_runs + 1):
-        place = lineariser.stand_ins(draw=np.random.default_rng(number))
-
-        def at(
-            step: int, _parameters: Any = None, number: int = number, place: np.ndarray = place
-        ) -> MarginModel | None:
-            anchor = anchors.get(step)
-            if isinstance(anchor, Tangent):
-                anchor = anchor.redrawn(number)
-            return anchor and anchor._replace(place=place)
-
-        start = at(first)
-        assert start is not None
-        found.append(Variant(start, at, prepared.job.training.seed + number))
-    return found
-
-
 def _theory(measured: Measured, problem: ForecastProblem, result: Forecast) -> dict[str, dict[str, float | list[str]]]:
     """The closed forms' figures of each behaviour alone, and the hypotheses of theirs that this run does not meet."""
     rates, found = result.learning_rates, {}
@@ -355,7 +235,7 @@ def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, wat
         "learning_rate": arguments.learning_rate,
         "scheduler": str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)),
         "steps": result.num_steps,
-        "batch_size": arguments.train_batch_size * arguments.gradient_accumulation_steps * processes.count(),
+        "batch_size": rows_per_step(job),
         "learning_order": result.order,
         "unlearned_at_first": sorted(name for name, rate in rates.items() if rate < 0),
         "unlearned_at_end": _unlearned(joint, result.steps[-1]),
