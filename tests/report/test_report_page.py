@@ -165,6 +165,30 @@ def test_terminal_fits_eighty_columns_and_reads_no_markup(hostile_run):
     assert "…" not in text
 
 
+def test_confidence_stands_beside_the_forecast_it_is_of(builder, names):
+    words = dict(zip(names, ["high", "medium", "low", "high", "low"], strict=False))  # of the last one nothing is known
+    builder.record["forecast"]["confidence"] = {name: {"word": word, "score": 0.3} for name, word in words.items()}
+    folder = builder.write("forecast")
+    page = build_report(folder).read_text()
+    assert page.count('data-value="3">high</td>') == 2
+    assert 'data-value="">–</td>' in page
+    assert 'colspan="4">forecast' in page
+    assert {item["behaviour"]: item["confidence"] for item in to_json(folder)["behaviours"]} == {
+        name: words.get(name) for name in names
+    }
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))
+    print_summary(folder, console)
+    terminal = console.export_text()
+    assert re.search(rf"^ ?{names[1]} .* medium +\d+%", terminal, re.M)
+    assert max(len(line) for line in terminal.splitlines()) <= 80
+
+
+def test_exact_forecasts_have_no_column_for_confidence(full_run):
+    page = build_report(full_run).read_text()
+    assert 'colspan="3">forecast' in page
+    assert "<dt>confidence</dt>" not in page
+
+
 def test_json_is_strict(builder):
     builder.behaviours[0]["priority"] = float("nan")
     found = to_json(builder.write())

@@ -59,6 +59,7 @@ def _behaviour(item: BehaviourVerdict) -> dict[str, Any]:
         "flags": list(item.flags),
         "forecast_verdict": item.forecast_verdict,
         "observed_verdict": item.observed_verdict,
+        "confidence": item.confidence,
         "num_pairs": item.num_pairs,
         "initial_rate": item.initial_rate,
         "others_push": item.others_push,

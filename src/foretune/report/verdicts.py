@@ -63,6 +63,7 @@ class BehaviourVerdict:
         observed: What training did to it.
         forecast_verdict: The verdict that the forecast's curves alone give.
         observed_verdict: The verdict that the observed curves alone give.
+        confidence: How far the forecast may be trusted: "high", "medium" or "low"; `None` where it is exact or missing.
     """
 
     behaviour: str
@@ -78,6 +79,7 @@ class BehaviourVerdict:
     observed: Outcome | None = None
     forecast_verdict: str | None = None
     observed_verdict: str | None = None
+    confidence: str | None = None
 
     @property
     def tone(self) -> str:
@@ -97,6 +99,7 @@ def judge(folder: RunFolder) -> list[BehaviourVerdict]:
     forecast = outcomes(folder, folder.forecast) or alone
     observed = outcomes(folder, folder.observed)
     push, rates = others_push(folder.audit), _rates(folder)
+    confidence = (folder.record.get("forecast") or {}).get("confidence") or {}
     evidence = {
         "observed": _from_curves(observed, push, alone),
         "forecast": _from_curves(forecast, push, alone),
@@ -120,6 +123,7 @@ def judge(folder: RunFolder) -> list[BehaviourVerdict]:
                 observed=observed.get(name),
                 forecast_verdict=evidence["forecast"].get(name, (None,))[0],
                 observed_verdict=evidence["observed"].get(name, (None,))[0],
+                confidence=(confidence.get(name) or {}).get("word"),
             )
         )
     return sorted(verdicts, key=_order)
