@@ -45,7 +45,7 @@ def _table(verdicts: list[BehaviourVerdict]) -> Table:
     table.add_column("verdict", overflow="fold", min_width=13)
     has = {name: any(getattr(item, name) for item in verdicts) for name in ("forecast", "observed")}
     headers = ["pairs", "dist.", *[f"{name}\nloss" for name in has if has[name]]]
-    has_confidence = any(item.confidence for item in verdicts)
+    has_confidence = not has["observed"] and any(item.confidence for item in verdicts)
     headers += ["confi-\ndence"] if has_confidence else []
     headers += ["reward\nacc."] if any(has.values()) else ["priority"]
     for header in headers:
