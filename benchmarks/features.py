@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from harness import copy_ceiling, matmul_ceiling, race, read, times_faster, write
+from harness import copy_ceiling, machine, matmul_ceiling, race, read, times_faster, write
 
 from foretune.data import load_preferences
 from foretune.features.store import ShardStore
@@ -157,6 +157,7 @@ def study(source: str, data: Path, dtype: torch.dtype, count: int, rounds: int, 
     counted = work(model, pairs)
     everything = counted["pass_flops"] + counted["head_flops"]
     return {
+        "machine": machine(),
         "pairs": count,
         "padded_batch_size": best_size,
         "work": counted,
