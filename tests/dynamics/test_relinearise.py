@@ -24,7 +24,7 @@ class Curve:
         return value.repeat(len(pairs)) * torch.tensor([1.0, -2.0])[pairs]
 
 
-def run(*, every=0, tolerance=None, steps=40, speed=0.1):
+def run(*, every=0, steps=40, speed=0.1, **more):
     """θ grows by `speed` a step."""
     made = Relinearisation(
         Curve(0.0),
@@ -33,7 +33,7 @@ def run(*, every=0, tolerance=None, steps=40, speed=0.1):
         np.arange(2),
         np.array(["a", "b"]),
         every=every,
-        tolerance=tolerance,
+        **more,
     )
     for step in range(1, steps):
         made(step, {"t": torch.tensor([speed * step])})
@@ -60,6 +60,11 @@ def test_step_control_reaches_the_tolerance(tolerance, speed):
     assert len(settled) >= 3
     assert all(error <= 1.1 * tolerance for error in settled)
     assert np.median(settled) > 0.5 * tolerance  # no more anchors than it takes
+
+
+def test_no_interval_is_longer_than_the_longest():
+    drifts = run(tolerance=0.5, steps=200, speed=0.001, longest=20)  # nearly linear
+    assert [drift.step - drift.since for drift in drifts][:4] == [8, 16, 20, 20]
 
 
 def test_nothing_moves_is_no_error():

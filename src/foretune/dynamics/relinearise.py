@@ -5,7 +5,7 @@ measured there: the error of one step of an integrator, which chooses the next i
 """
 
 from collections.abc import Callable, Mapping
-from math import ceil
+from math import ceil, inf
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +69,7 @@ class Relinearisation:
         behaviour_of: their behaviours, shape (n,).
         every: steps between anchors; with `tolerance` the first interval (0: FIRST_INTERVAL).
         tolerance: relative error of the margins that an interval may make; None: intervals stay as they are.
+        longest: no interval grows beyond so many steps: a small error says little about those far ahead.
 
     Attributes:
         drifts: what was found at each anchor.
@@ -84,11 +85,12 @@ class Relinearisation:
         *,
         every: int = 0,
         tolerance: float | None = None,
+        longest: float = inf,
     ) -> None:
         """Nothing is taken yet."""
         self._model, self._since, self._at = start, step, at
         self._observed, self._behaviour_of = torch.as_tensor(observed), behaviour_of
-        self._tolerance = tolerance
+        self._tolerance, self._longest = tolerance, longest
         self._interval = float(every or (FIRST_INTERVAL if tolerance else 0))
         self.drifts: list[Drift] = []
 
@@ -105,7 +107,8 @@ class Relinearisation:
         if self._tolerance:
             # the relative error of a first-order extrapolation grows in proportion to the interval
             change = SAFETY * self._tolerance / max(drift.error, 1e-12)
-            self._interval = max(1.0, self._interval * min(max(change, LONGEST_CUT), LONGEST_GROWTH))
+            self._interval *= min(max(change, LONGEST_CUT), LONGEST_GROWTH)
+            self._interval = max(1.0, min(self._interval, self._longest))
         return self._model
 
     def _margins(self, parameters: Mapping[str, Tensor]) -> FloatArray:

@@ -123,8 +123,8 @@ class ForetuneArguments(SharedArguments):
     relinearise_tolerance: float | None = field(
         default=None,
         metadata={
-            "help": "Take features anew as often as keeps the relative error of the margins at this, e.g. 0.2; "
-            "intervals begin with --relinearise_every."
+            "help": "Take features anew as often as keeps the relative error of the margins at this, e.g. 0.2, and at "
+            "least every fifth of the steps; intervals begin with --relinearise_every."
         },
     )
     band_runs: int = field(

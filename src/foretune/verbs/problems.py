@@ -9,7 +9,7 @@ from foretune import processes
 from foretune.dynamics.forecast import ForecastProblem, Variant
 from foretune.dynamics.head_problem import head_problem
 from foretune.dynamics.linearised import Tangent
-from foretune.dynamics.relinearise import Relinearisation, affordable_interval
+from foretune.dynamics.relinearise import MOST_PASSES, Relinearisation, affordable_interval
 from foretune.dynamics.simulated_run import MarginModel, in_order
 from foretune.features.unembedding import read_states
 from foretune.models.head import head_of
@@ -81,14 +81,16 @@ def twin_problem(
         margins = lineariser.at(begun.step)
     step = begun.step if begun else 0
     ours, behaviour_of = job.ours, prepared.behaviour_of[prepared.observed]
+    steps = max(_num_steps(job, prepared.num_train_units) - step, 1)
     renewal = Relinearisation(
         margins,
         step,
         lineariser.at,
         prepared.observed,
         behaviour_of,
-        every=_interval(job, lineariser, prepared.num_train_units, step),
+        every=_interval(job, lineariser, steps),
         tolerance=ours.relinearise_tolerance,
+        longest=max(ours.relinearise_every or 0, ceil(steps / MOST_PASSES)),
     )
     return ForecastProblem(
         margins,
@@ -108,16 +110,21 @@ def rows_per_step(job: Job) -> int:
     return job.training.train_batch_size * job.training.gradient_accumulation_steps * processes.count()
 
 
-def _interval(job: Job, lineariser: Lineariser, num_units: int, begun: int) -> int:
+def _num_steps(job: Job, num_units: int) -> int:
+    """Of the whole run on so many rows or rankings, about."""
+    arguments = job.training
+    epochs = num_units / rows_per_step(job) * arguments.num_train_epochs
+    return arguments.max_steps if arguments.max_steps > 0 else ceil(epochs)
+
+
+def _interval(job: Job, lineariser: Lineariser, num_steps: int) -> int:
     """Steps between passes: as asked for, else what the run can afford."""
-    ours, arguments = job.ours, job.training
+    ours = job.ours
     if ours.relinearise_every is not None:
         return ours.relinearise_every
     if ours.relinearise_tolerance or not lineariser.renewable:
         return 0
-    rows = rows_per_step(job)
-    steps = arguments.max_steps if arguments.max_steps > 0 else ceil(num_units / rows * arguments.num_train_epochs)
-    return affordable_interval(max(steps - begun, 1), rows, lineariser.num_measured)
+    return affordable_interval(num_steps, rows_per_step(job), lineariser.num_measured)
 
 
 def _variants(prepared: Prepared, lineariser: Lineariser, first: int) -> list[Variant]:
