@@ -87,7 +87,7 @@ def main() -> None:
     tuning = [result for result in results if result not in tested]
     if tuning:
         parts += section("Tuning mixtures: what the defaults were chosen on", tuning)
-    parts += samples([main_group, groups["persona", "lora", "adamw_torch", 1.2e-5, 2000, "bfloat16"]])
+    parts += samples([main_group, exact, groups["persona", "lora", "adamw_torch", 1.2e-5, 2000, "bfloat16"]])
     parts += trust(tested)
     if asked := read("what_if"):
         parts += what_if(asked)
@@ -203,7 +203,7 @@ def samples(settings: list[list[Result]]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|---|---|"
     for members in filter(None, settings):
         run = members[0]["run"]
-        label = f"{run['steps']} steps, {run.get('rows', 100)} rows a behaviour"
+        label = f"{run['steps']} steps, {run.get('rows', 100)} rows a behaviour, {run.get('dtype', 'bfloat16')}"
         found = [(entries[0]["passes"], entries[0]["pairs"], entries) for entries in from_start(members)]
         for passes, pairs, entries in sorted(found, key=lambda item: item[:2]):
             cells = [f"{middle(entries, 'end', key):.2f}" for key in ("spearman_loss", "margin_r2", "margin_slope")]
