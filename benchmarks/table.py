@@ -110,7 +110,11 @@ def features() -> Iterator[str]:
             f"| {work['tokens_computed_a_pair']:.1f} of {work['tokens_a_pair']:.1f} "
             f"| {f'{share:.0%}' if share >= 0.75 else f'**{share:.0%}: missed (75 %)**'} |"
         )
-    yield f"\n{on(found['machine'])}\n"
+    where = {name: on(study.get("machine", found["machine"])) for name, study in found["studies"].items()}
+    for machine in dict.fromkeys(where.values()):
+        names = "; ".join(name for name in where if where[name] == machine)
+        yield f"\n{f'{names}: ' if len({*where.values()}) > 1 else ''}{machine}"
+    yield ""
 
 
 def training() -> Iterator[str]:
