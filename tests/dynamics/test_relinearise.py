@@ -65,6 +65,7 @@ def test_step_control_reaches_the_tolerance(tolerance, speed):
 def test_no_interval_is_longer_than_the_longest():
     drifts = run(tolerance=0.5, steps=200, speed=0.001, longest=20)  # nearly linear
     assert [drift.step - drift.since for drift in drifts][:4] == [8, 16, 20, 20]
+    assert run(tolerance=0.5, speed=0.001, longest=3)[0].step == 3
 
 
 def test_nothing_moves_is_no_error():

@@ -91,7 +91,7 @@ class Relinearisation:
         self._model, self._since, self._at = start, step, at
         self._observed, self._behaviour_of = torch.as_tensor(observed), behaviour_of
         self._tolerance, self._longest = tolerance, longest
-        self._interval = float(every or (FIRST_INTERVAL if tolerance else 0))
+        self._interval = min(float(every or (FIRST_INTERVAL if tolerance else 0)), longest)
         self.drifts: list[Drift] = []
 
     @torch.no_grad()
