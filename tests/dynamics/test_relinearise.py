@@ -66,6 +66,7 @@ def test_no_interval_is_longer_than_the_longest():
     drifts = run(tolerance=0.5, steps=200, speed=0.001, longest=20)  # nearly linear
     assert [drift.step - drift.since for drift in drifts][:4] == [8, 16, 20, 20]
     assert run(tolerance=0.5, speed=0.001, longest=3)[0].step == 3
+    assert run(every=12, longest=3)[0].step == 12  # what was asked for, or can be afforded, stays as it is
 
 
 def test_nothing_moves_is_no_error():

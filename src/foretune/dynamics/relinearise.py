@@ -69,7 +69,7 @@ class Relinearisation:
         behaviour_of: their behaviours, shape (n,).
         every: steps between anchors; with `tolerance` the first interval (0: FIRST_INTERVAL).
         tolerance: relative error of the margins that an interval may make; None: intervals stay as they are.
-        longest: no interval grows beyond so many steps: a small error says little about those far ahead.
+        longest: with `tolerance` no interval is longer: a small error says little about steps far ahead.
 
     Attributes:
         drifts: what was found at each anchor.
@@ -91,7 +91,7 @@ class Relinearisation:
         self._model, self._since, self._at = start, step, at
         self._observed, self._behaviour_of = torch.as_tensor(observed), behaviour_of
         self._tolerance, self._longest = tolerance, longest
-        self._interval = min(float(every or (FIRST_INTERVAL if tolerance else 0)), longest)
+        self._interval = min(float(every or FIRST_INTERVAL), longest) if tolerance else float(every)
         self.drifts: list[Drift] = []
 
     @torch.no_grad()
