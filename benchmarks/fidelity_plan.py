@@ -98,6 +98,7 @@ Method = Forecast | Shorter
 
 # As many learning rates in sum as 120 steps of 2e-4, spread over more rows of more data.
 LONG = Run("test-0", 0, learning_rate=4.8e-5, steps=500, batch=12, rows=400)
+HALF_LONG = LONG._replace(batch=6, rows=200, dtype="float32")
 LONGER = Run("test-0", 0, learning_rate=1.2e-5, steps=2000, batch=12, rows=400)
 FULL = {"trained": "full", "learning_rate": 5e-6}
 
@@ -129,6 +130,7 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
     yield Run("tuning-0", 0, **FULL), [FEW[0], FEW[1], FEW[3]]
     yield Run("test-0", 0, **FULL), [FEW[0], FEW[1], FEW[3], *ALL]
     yield LONG, [*at_cost(LONG, 0.1)]
+    yield HALF_LONG, [*at_cost(HALF_LONG, 0.1), ALL[0], FEW[2]]
     yield Run("test-0", 2), [*FEW[:1], PASSES[0], *SHORTER, *PILOTS]
     yield TEXT, [FEW[0], FEW[2], FEW[1], ALL[0], PASSES[0], SHORTER[1], SHORTER[3]]
     for rate in (1e-4, 4e-4):
