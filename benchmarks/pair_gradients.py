@@ -100,14 +100,16 @@ def write_job(folder: Path, data: Path, counts: dict[str, int]) -> dict:
 
 
 def agreement(workers: dict[str, Worker], folder: Path, data: str) -> dict[str, float]:
-    """Relative distance of each method's gradients of a few pairs from the loop's."""
+    """Relative distance of each method's gradients of a few pairs from those of a loop in float64."""
     found = {}
-    for name, worker in workers.items():
+    exact = Worker("loop", sys.executable, folder, "float64")
+    for name, worker in {**workers, "exact": exact}.items():
         path = folder / f"{name}.safetensors"
         worker.ask(data=data, budget=BUDGETS[0], count=CHECKED, save=str(path))
         parts = load_file(path)
         found[name] = torch.cat([parts[key].double() for key in sorted(parts)], 1)
-    expected = found["loop"]
+    exact.close()
+    expected = found.pop("exact")
     return {name: float((own - expected).norm() / expected.norm()) for name, own in found.items()}
 
 
@@ -143,7 +145,7 @@ def compare(folder: Path, dtype: str, sources: list[str], given: argparse.Namesp
     for data in sources:
         found[data] = {"missing": missing}
         if "agreement" in given.parts:
-            found[data]["distance_from_loop"] = agreement(workers, folder, data)
+            found[data]["distance_from_float64"] = agreement(workers, folder, data)
         if "race" in given.parts:
             found[data] |= race(workers, data, given.rounds, given.budgets, earlier.get(data, {}) if given.add else {})
     for worker in workers.values():

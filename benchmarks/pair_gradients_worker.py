@@ -74,7 +74,8 @@ def signed_log_probs(model, sequences):
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     total = 0.0
     for row, (tokens, start, sign) in enumerate(sequences):
-        scored = logits[row, start - 1 : len(tokens) - 1].float().log_softmax(-1)
+        scored = logits[row, start - 1 : len(tokens) - 1]
+        scored = scored.to(torch.promote_types(scored.dtype, torch.float32)).log_softmax(-1)
         total = total + sign * scored.gather(1, torch.tensor(tokens[start:])[:, None]).sum()
     return total
 
@@ -104,16 +105,12 @@ class Foretune:
         self.names = trainable_names(model)
 
     def __call__(self, pairs, budget):
+        from foretune.features.gradient_pass import GradientPass
         from foretune.features.pair_gradients import batch_gradients
-        from foretune.models.batches import token_batches
 
         own = next(self.model.parameters()).dtype
-        found, order = [], []
-        for batch in token_batches(pairs, budget=budget):
-            found.append(batch_gradients(self.model, [pairs[i] for i in batch], self.names, dtype=own).gradient)
-            order += batch
-        back = torch.argsort(torch.tensor(order))
-        return {name: torch.cat([part[name] for part in found])[back] for name in self.names}
+        run = GradientPass(self.model, budget=budget)
+        return run(pairs, lambda view, batch: batch_gradients(view, batch, self.names, dtype=own).gradient)
 
 
 class Pass:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import read
+from harness import RESULTS, read
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 OPENING = """\
@@ -39,9 +39,13 @@ GRADIENTS = """\
 
 LoRA r = 8 on q and v, whole, against dattri-llm 0.1.0, bergson 2.5.1 and a loop over pairs;
 [how they were installed](../benchmarks/README.md). Memory: the peak without the gradients, over that of the bare pass.
+*Work*: products that separate sequences and logits at all tokens take, over those of packed pairs and logits where a
+response is scored. Where products are all that counts, no more than that can be gained.
 
-| data, dtype | pairs | times dattri-llm | times bergson | times the loop | memory |
-|---|---|---|---|---|---|"""
+| data, dtype | pairs | work | times dattri-llm | times bergson | times the loop | memory |
+|---|---|---|---|---|---|---|"""
+# Weights of the embedded model that a token meets in its layers, and at the output.
+LAYER_WEIGHTS, HEAD_WEIGHTS = 30 * 576 * (2 * 576 + 2 * 192 + 3 * 1536), 576 * 49152
 MEMORY = """\
 ## Memory of an audit
 
@@ -140,19 +144,26 @@ def training() -> Iterator[str]:
 
 
 def gradients() -> Iterator[str]:
-    """Pair gradients against peers."""
-    found = read("pair_gradients")
-    if found is None:
-        return
-    yield GRADIENTS
-    for dtype in ("bfloat16", "float32"):
-        for data, study in found.get(dtype, {}).items():
-            faster = study.get("times_faster_than", {})
-            cells = [ratio(faster[name], 3.0) if name in faster else "–" for name in ("dattri-llm", "bergson", "loop")]
-            peak = study["memory"]["ratio"] if "memory" in study else None
-            memory = "–" if peak is None else f"{peak:.2f}" if peak <= 1.25 else f"**{peak:.2f}: missed (1.25)**"
-            yield f"| {data}, {dtype} | {study.get('num_pairs', '–')} | {' | '.join(cells)} | {memory} |"
-    yield ""
+    """Pair gradients against peers, machine by machine."""
+    for path in sorted(RESULTS.glob("pair_gradients*.json")):
+        found = read(path.stem) or {}
+        yield GRADIENTS if path.stem == "pair_gradients" else "\n".join(GRADIENTS.splitlines()[-2:])
+        for dtype in ("bfloat16", "float32"):
+            for data, study in found.get(dtype, {}).items():
+                faster = study["times_faster_than"]
+                cells = [ratio(faster[name], 3.0) for name in ("dattri-llm", "bergson", "loop")]
+                peak = study["memory"]["ratio"] if "memory" in study else None
+                memory = "–" if peak is None else f"{peak:.2f}" if peak <= 1.25 else f"**{peak:.2f}: missed (1.25)**"
+                cells = [str(study["num_pairs"]), f"{work_of(study['mean_tokens']):.1f}", *cells, memory]
+                yield f"| {data}, {dtype} | {' | '.join(cells)} |"
+        yield f"\n{' '.join([on(found['machine']), found.get('note', '')]).strip()}\n"
+
+
+def work_of(tokens: dict[str, float]) -> float:
+    """Products of separate sequences over those of packed pairs, from mean tokens of a pair's parts."""
+    responses = tokens["chosen"] + tokens["rejected"]
+    apart = (2 * tokens["prompt"] + responses) * (LAYER_WEIGHTS + HEAD_WEIGHTS)
+    return apart / ((tokens["prompt"] + responses - 2) * LAYER_WEIGHTS + (responses - 1) * HEAD_WEIGHTS)
 
 
 def cost() -> Iterator[str]:

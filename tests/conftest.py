@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,16 @@ def persona_file(tmp_path_factory) -> Path:
                 }
                 file.write(json.dumps(row) + "\n")
     return path
+
+
+@contextmanager
+def threads(count):
+    """So many threads of torch."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

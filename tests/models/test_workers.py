@@ -2,26 +2,15 @@
 
 import threading
 import weakref
-from contextlib import contextmanager
 
 import pytest
 import torch
-from tests.conftest import random_llama
+from tests.conftest import random_llama, threads
 
 from foretune.models import forward_pass
 from foretune.models.encoding import EncodedPair
 from foretune.models.forward_pass import ForwardPass
 from foretune.models.workers import side_by_side
-
-
-@contextmanager
-def threads(count):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_results_come_in_order_from_workers_that_overlap():

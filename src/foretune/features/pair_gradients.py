@@ -7,8 +7,8 @@ parameters are frozen meanwhile, the graph starts at the first chosen layer, and
 closed form, so that logits are computed once, a chunk at a time.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -19,13 +19,13 @@ from torch import Tensor
 
 from foretune.features.blocks import block_bounds, measure_blocks
 from foretune.features.caught import PairTokens
+from foretune.features.gradient_pass import GradientPass, frozen
 from foretune.features.head_gradient import HeadGradient, HeadReceiver, differentiate_head
 from foretune.features.layer_gradients import LayerGradients
 from foretune.features.store import ShardColumn, ShardStore
 from foretune.models.attention import tree_attention_of
-from foretune.models.batches import Targets, num_states, states_of, supports_packing, targets_of, token_batches
+from foretune.models.batches import Targets, num_states, states_of, supports_packing, targets_of
 from foretune.models.encoding import EncodedPair
-from foretune.models.evaluating import evaluating
 from foretune.models.head import head_of
 from foretune.models.kernels import FrozenKernels
 
@@ -97,7 +97,7 @@ def differentiate_margins(
         receive: as of `differentiate_head`.
     """
     in_trees = tree_attention_of(model) if packed and supports_packing(model) else nullcontext()
-    with _frozen(model), in_trees, FrozenKernels():
+    with frozen(model), in_trees, FrozenKernels():
         states = states_of(model, pairs, packed=packed)
         targets = Targets(*(part.to(states.device) for part in targets_of(pairs)))
         owner = torch.repeat_interleave(torch.tensor([num_states(pair) for pair in pairs])).to(states.device)
@@ -142,18 +142,13 @@ def measure_gradients(
         dtype: of the stored gradients; margins are stored in float64.
         progress: called with the number of pairs that all processes have finished so far, about.
     """
+    run = GradientPass(model)
 
-    def compute(block: Sequence[EncodedPair]) -> dict[str, Tensor]:
-        batches = list(token_batches(block))
-        order = torch.argsort(torch.tensor([place for batch in batches for place in batch]))
-        margins, gradients = [], []
-        for batch in batches:
-            found = batch_gradients(model, [block[i] for i in batch], names, sampled=sampled, packed=packed)
-            margins.append(found.margin.double())
-            gradients.append(torch.cat(list(found.gradient.values()), 1).to(dtype))
-        return {"margin": torch.cat(margins).cpu()[order], "gradient": torch.cat(gradients).cpu()[order]}
+    def compute(view: torch.nn.Module, batch: Sequence[EncodedPair]) -> dict[str, Tensor]:
+        found = batch_gradients(view, batch, names, sampled=sampled, packed=packed)
+        return {"margin": found.margin.double(), "gradient": torch.cat(list(found.gradient.values()), 1).to(dtype)}
 
-    measure_blocks(model, pairs, store, compute, block=PAIRS_PER_SHARD, progress=progress)
+    measure_blocks(model, pairs, store, lambda block: run(block, compute), block=PAIRS_PER_SHARD, progress=progress)
 
 
 def read_gradients(store: ShardStore, num_pairs: int) -> MeasuredGradients:
@@ -165,16 +160,3 @@ def read_gradients(store: ShardStore, num_pairs: int) -> MeasuredGradients:
     bounds = block_bounds(num_pairs, PAIRS_PER_SHARD)
     margin, gradient = (ShardColumn(store, name, bounds) for name in ("margin", "gradient"))
     return MeasuredGradients(margin.tensor().numpy(), gradient)
-
-
-@contextmanager
-def _frozen(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode, and no parameter requires gradients: a weight gradient of the whole batch is of no use."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        model.requires_grad_(False)
-        with evaluating(model), torch.enable_grad():
-            yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)

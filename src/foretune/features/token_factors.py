@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from foretune.errors import UserError
 from foretune.features.blocks import block_bounds, measure_blocks
 from foretune.features.caught import PairTokens, catching
+from foretune.features.gradient_pass import GradientPass
 from foretune.features.pair_gradients import differentiate_margins
 from foretune.features.store import ShardColumn, ShardStore
-from foretune.models.batches import token_batches
 from foretune.models.encoding import EncodedPair
 
 # Columns of the random sketch beyond the rank, and power iterations: both sharpen the range that is found.
@@ -142,17 +142,12 @@ def measure_factors(
         packed: compute each prompt once.
         progress: called with the number of pairs that all processes have finished so far, about.
     """
+    run = GradientPass(model)
 
-    def compute(block: Sequence[EncodedPair]) -> dict[str, Tensor]:
-        batches = list(token_batches(block))
-        order = torch.argsort(torch.tensor([place for batch in batches for place in batch]))
-        parts = [
-            _stacked(batch_factors(model, [block[i] for i in batch], layers, rank=rank, packed=packed), model, layers)
-            for batch in batches
-        ]
-        return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
+    def compute(view: nn.Module, batch: Sequence[EncodedPair]) -> dict[str, Tensor]:
+        return _stacked(batch_factors(view, batch, layers, rank=rank, packed=packed), view, layers)
 
-    measure_blocks(model, pairs, store, compute, block=PAIRS_PER_SHARD, progress=progress)
+    measure_blocks(model, pairs, store, lambda block: run(block, compute), block=PAIRS_PER_SHARD, progress=progress)
 
 
 def _stacked(found: TokenFactors, model: nn.Module, layers: Sequence[AdaptedLayer]) -> dict[str, Tensor]:
