@@ -12,7 +12,11 @@ from statistics import mean, median
 from typing import Any
 
 from harness import RESULTS, read
+from numpy import quantile
 
+from foretune.dynamics.confidence import LIKELY_ERRORS
+
+LONGER = [(4.8e-5, 500, "float32"), (1.2e-5, 2000, "bfloat16")]
 DOCS = Path(__file__).parent.parent / "docs"
 OPENING = """\
 # How well a forecast describes the run
@@ -20,10 +24,10 @@ OPENING = """\
 Written by `python benchmarks/fidelity_page.py` from `benchmarks/results/fidelity/`, which `python
 benchmarks/fidelity.py` measures (resumable; one CPU thread). SmolLM2-135M-Instruct with 4-bit weights, dequantised,
 in bfloat16 where nothing else is said. Each run trains LoRA (r = 8, alpha = 16, on q and v, TRL's dropout of 0.05) or
-all weights with DPO, β = 0.1, on 12 persona behaviours × 100 pairs, batches of 24 (500 and 2,000 steps: × 400 pairs,
-batches of 12; free text: power-seeking, HH harmless and HH helpful × 100 short pairs, batches of 12). A hash of the
-behaviour's name decided once whether it is a tuning or a test behaviour; test mixtures are reported, all criteria were
-fixed before the first run.
+all weights with DPO, β = 0.1, on 12 persona behaviours × 100 pairs, batches of 24 (500 steps: × 200 pairs, batches of
+6; 2,000 steps: × 400 pairs, batches of 12; free text: power-seeking, HH harmless and HH helpful × 100 short pairs,
+batches of 12). A hash of the behaviour's name decided once whether it is a tuning or a test behaviour; test mixtures
+are reported, all criteria were fixed before the first run.
 
 - *twin*: `foretune forecast` from step 0; *n passes*: `--relinearise_every` a share 1/n of the steps; *n pairs*: of
   each behaviour that features are taken of (`--twin_pairs`, `--observe_pairs`).
@@ -77,7 +81,9 @@ def main() -> None:
     if fully := groups.get(("persona", "full", "adamw_torch", 5e-6, 120, "bfloat16")):
         parts += as_good_as(by_method(main_group), by_method(fully))
     if longest := groups.get(("persona", "lora", "adamw_torch", 1.2e-5, 2000, "bfloat16")):
-        parts += beside_rivals(by_method(longest))
+        parts += beside_rivals("LoRA, 2,000 steps, 5 % of its rows", by_method(longest), least=0, most=0.06)
+    if long := groups.get(("persona", "lora", "adamw_torch", 4.8e-5, 500, "float32")):
+        parts += beside_rivals("LoRA, 500 steps, 10 % of its rows", by_method(long), least=0.06, most=0.12)
     for setting, members in sorted(groups.items(), key=lambda item: item[1] is not main_group):
         data, trained, optim, rate, steps, dtype = setting
         what = {"lora": "LoRA", "full": "All weights"}[trained]
@@ -85,10 +91,12 @@ def main() -> None:
         exactly = ", in float32" if dtype == "float32" else ""
         parts += section(f"{where}{what}, {optim} {rate:g}, {steps} steps{exactly}", members)
     tuning = [result for result in results if result not in tested]
-    if tuning:
-        parts += section("Tuning mixtures: what the defaults were chosen on", tuning)
-    parts += samples([main_group, exact, groups["persona", "lora", "adamw_torch", 1.2e-5, 2000, "bfloat16"]])
-    parts += trust(tested)
+    for dtype in ("bfloat16", "float32"):
+        if members := [result for result in tuning if result["run"].get("dtype", "bfloat16") == dtype]:
+            parts += section(f"Tuning mixtures, {dtype}: what defaults were chosen on", members)
+    longer = [groups["persona", "lora", "adamw_torch", *own] for own in LONGER]
+    parts += samples([main_group, exact, *longer])
+    parts += trust(tested, tuning)
     if asked := read("what_if"):
         parts += what_if(asked)
     (DOCS / "fidelity.md").write_text("\n".join(parts).rstrip() + "\n")
@@ -140,12 +148,14 @@ def as_good_as(adapters: Figures, weights: Figures) -> Iterator[str]:
             yield f"| {name} | {len(weights[name])} | {WORDS[key]} | ≥ {least:.3f} | {value:.3f} | {verdict} |"
 
 
-def beside_rivals(methods: Figures) -> Iterator[str]:
-    """What the same share of a long run's rows buys: forecasts, and shorter real runs at their best rate."""
+def beside_rivals(what: str, methods: Figures, *, least: float, most: float) -> Iterator[str]:
+    """What a share of a long run's rows buys: forecasts that cost so much, and shorter real runs at their best rate."""
     rivals = [entries for name, entries in methods.items() if kind(name) == "shorter"]
-    yield "\nLoRA, 2,000 steps, 5 % of its rows; the bound is the best of three shorter real runs, figure by figure.\n"
+    if not rivals:
+        return
+    yield f"\n{what}; the bound is the best of {len(rivals)} shorter real runs, figure by figure.\n"
     yield "| method | runs | figure | wanted | found | |\n|---|---|---|---|---|---|"
-    for name in (name for name in methods if kind(name) == "twin"):
+    for name in (name for name in methods if kind(name) == "twin" and least <= methods[name][0]["cost"] <= most):
         for key in ("spearman_loss", "spearman_same_pairs", "margin_r2", "loss_mae"):
             sign = -1 if key == "loss_mae" else 1
             best = max((middle(entries, "end", key) for entries in rivals), key=lambda value: sign * value)
@@ -219,29 +229,49 @@ def from_start(members: list[Result]) -> Iterator[list[dict[str, Any]]]:
             yield entries
 
 
-def trust(results: list[Result]) -> Iterator[str]:
+def trust(tested: list[Result], tuning: list[Result]) -> Iterator[str]:
     """Whether what forecasts say of themselves is so."""
-    rows = defaultdict(list)
-    for result in results:
-        for entry in result["methods"].values():
-            for own in entry.get("trust", {}).values():
-                rows[own["word"]].append(own)
+    rows, chosen_on = by_word(tested), by_word(tuning)
     if not rows:
         return
     yield "\n## Whether forecasts know what they are worth\n"
     yield (
         "All forecasts of test mixtures above that ran on the present code. *Confidence* is the word that "
-        "`foretune forecast` gives each behaviour; the thresholds were chosen before these runs. The band is about "
-        "batch order, dropout and sampled pairs, not about what first order leaves out: it is no band of the outcome.\n"
+        "`foretune forecast` gives each behaviour; the thresholds were chosen before these runs. The *band* is about "
+        "batch order, dropout and sampled pairs, not about what first order leaves out: it is no band of the outcome. "
+        "The *likely loss* is: from the forecast, in units of the mean change of the losses that is forecast, it "
+        "reaches from the 5th to the 95th percentile of the errors of tuning mixtures, and should hold nine in ten.\n"
     )
-    yield "| confidence | behaviours | median error of the loss | 90th percentile | observed loss in the band |"
-    yield "|---|---|---|---|---|"
+    yield (
+        "| confidence | behaviours | median error of the loss | 90th percentile | observed loss in the band "
+        "| in the likely loss | likely loss, less the forecast | percentiles of tuning mixtures |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
     for word in ("high", "medium", "low"):
         if found := rows[word]:
             errors = sorted(abs(own["loss_error"]) for own in found)
             held = sum(own["band"][0] <= -own["loss_error"] <= own["band"][1] for own in found)
             late = errors[int(0.9 * (len(errors) - 1))]
-            yield f"| {word} | {len(found)} | {median(errors):.3f} | {late:.3f} | {held / len(found):.0%} |"
+            low, high = LIKELY_ERRORS[word]
+            likely = mean(low <= own["relative"] <= high for own in found)
+            tuned = [own["relative"] for own in chosen_on[word]]
+            ends = f"{quantile(tuned, 0.05):.2f} to {quantile(tuned, 0.95):.2f} of {len(tuned)}" if tuned else "–"
+            yield (
+                f"| {word} | {len(found)} | {median(errors):.3f} | {late:.3f} | {held / len(found):.0%} | {likely:.0%} "
+                f"| {low:g} to {high:g} | {ends} |"
+            )
+
+
+def by_word(results: list[Result]) -> dict[str, list[dict[str, Any]]]:
+    """What forecasts said of single behaviours, with the error in units of the mean change that was forecast."""
+    rows = defaultdict(list)
+    for result in results:
+        for entry in result["methods"].values():
+            if "trust" in entry:
+                change = mean(abs(loss - log(2)) for loss in entry["losses"].values())
+                for own in entry["trust"].values():
+                    rows[own["word"]].append(own | {"relative": -own["loss_error"] / change})
+    return rows
 
 
 def what_if(asked: Result) -> Iterator[str]:

@@ -8,6 +8,7 @@ from tests.cli.test_cli import run
 
 import foretune
 from foretune.dynamics import anchors
+from foretune.dynamics.confidence import LIKELY_ERRORS
 from foretune.features import token_factors
 from foretune.records import load_run
 
@@ -141,6 +142,15 @@ def test_step_control_takes_features_as_often_as_it_must(tiny_folder, persona_fi
     section = load_run(out).record["forecast"]
     assert [drift["step"] for drift in section["drifts"]] == [int(step) for step in section["anchors"] if step != "0"]
     assert len(section["drifts"]) >= 3
+    losses = {
+        (row["behaviour"], row["step"]): row["loss"]
+        for row in load_run(out).read_table("forecast").to_pylist()
+        if (row["method"], row["trained_on"], row["split"]) == ("simulated_run", "mixture", "train")
+    }
+    names = section["confidence"].keys()
+    change = np.mean([abs(losses[name, section["steps"]] - losses[name, 0]) for name in names])
+    for own in section["confidence"].values():
+        assert own["likely_error"] == pytest.approx([change * side for side in LIKELY_ERRORS[own["word"]]])
 
 
 def test_a_band_of_one_run_is_refused(tiny_folder, persona_file, tmp_path, capsys):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foretune.dynamics.confidence import confidence
+from foretune.dynamics.confidence import confidence, likely_errors
 from foretune.dynamics.relinearise import LARGEST_COST, MOST_PASSES, Drift, Relinearisation, affordable_interval
 
 
@@ -80,6 +80,16 @@ def test_confidence_falls_with_the_margin_and_with_the_error_found():
     assert confidence(change, behaviour_of, [], beta=0.2)["b"] == ("low", 1.0)
     last = Drift(0, 8, 0.2, {"a": 0.7, "b": 0.1})
     assert confidence(change, behaviour_of, [last], beta=0.2) == {"a": ("low", 0.7), "b": ("high", 0.1)}
+
+
+def test_likely_errors_grow_with_the_change_and_with_doubt():
+    words = {"a": "high", "b": "medium", "c": "low"}
+    found = likely_errors(words, [-0.1, 0.2, 0.0])
+    assert all(low < 0 < high for low, high in found.values())
+    width = {name: high - low for name, (low, high) in found.items()}
+    assert width["a"] < width["b"] < width["c"]
+    twice = likely_errors(words, [0.4, 0.2, 0.0])
+    assert all(twice[name] == pytest.approx(tuple(2 * side for side in found[name])) for name in words)
 
 
 @given(st.integers(1, 5000), st.integers(1, 256), st.integers(1, 10**5))

@@ -5,12 +5,17 @@ error of the last extrapolation is known; where they were not, the size of the s
 reaches stands for it.
 """
 
+from collections.abc import Collection, Mapping
+
 import numpy as np
 
 from foretune.dynamics.relinearise import Drift
 from foretune.objectives.base import FloatArray
 
 HIGH, MEDIUM = 0.25, 0.6
+# From the 5th to the 95th percentile of observed less forecast loss at the end of runs, in units of the mean change of
+# the losses that was forecast: of tuning behaviours (docs/fidelity.md has how many losses of test behaviours it holds).
+LIKELY_ERRORS = {"high": (-0.45, 0.3), "medium": (-0.9, 0.5), "low": (-1.0, 0.8)}
 
 
 def confidence(
@@ -30,3 +35,15 @@ def confidence(
         score = drifts[-1].errors[name] if drifts else reached
         found[name] = ("high" if score <= HIGH else "medium" if score <= MEDIUM else "low", score)
     return found
+
+
+def likely_errors(words: Mapping[str, str], changes: Collection[float]) -> dict[str, tuple[float, float]]:
+    """Between which two values nine in ten of the observed losses less the forecast ones should lie, by behaviour.
+
+    Args:
+        words: of `confidence`.
+        changes: of each behaviour's loss from the start to the end of the forecast.
+    """
+    scale = float(np.mean(np.abs([*changes])))
+    ends = {word: (scale * low, scale * high) for word, (low, high) in LIKELY_ERRORS.items()}
+    return {name: ends[word] for name, word in words.items()}

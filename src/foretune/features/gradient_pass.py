@@ -35,8 +35,8 @@ class GradientPass:
     def __init__(self, model: nn.Module, *, budget: int = BUDGET) -> None:
         """Nothing is computed yet."""
         self._model, self._budget = model, budget
-        narrow = any(own.dtype in (torch.bfloat16, torch.float16) for own in model.parameters())
-        alone = narrow or is_sharded(model)
+        wide = all(own.dtype in (torch.float32, torch.float64) for own in model.parameters())
+        alone = not wide or is_sharded(model)
         self._workers = 1 if alone else num_workers(next(model.parameters()).device)
         self._views: list[nn.Module] = [model]
 

@@ -60,6 +60,7 @@ def _behaviour(item: BehaviourVerdict) -> dict[str, Any]:
         "forecast_verdict": item.forecast_verdict,
         "observed_verdict": item.observed_verdict,
         "confidence": item.confidence,
+        "likely_loss": item.likely_loss,
         "num_pairs": item.num_pairs,
         "initial_rate": item.initial_rate,
         "others_push": item.others_push,

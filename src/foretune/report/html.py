@@ -101,6 +101,7 @@ def environment() -> Environment:
         "number": tables.number,
         "percent": tables.percent,
         "interval": tables.interval_text,
+        "range": tables.range_text,
         "code": _code,
     }
     return found

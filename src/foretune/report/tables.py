@@ -83,6 +83,11 @@ def interval_text(measures: Row) -> str:
     return f"{number(low, 2)} to {number(high, 2)}"
 
 
+def range_text(ends: tuple[float, float] | None) -> str:
+    """The likely loss in words."""
+    return "" if ends is None else f"{ends[0]:.2f}–{ends[1]:.2f}"
+
+
 def data_table(folder: RunFolder) -> tuple[list[str], list[Row]]:
     """The counts of the data: the columns that are not all zero, and the rows."""
     rows = (folder.record.get("data") or {}).get("counts") or []

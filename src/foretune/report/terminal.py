@@ -10,7 +10,7 @@ from rich.text import Text
 from foretune.report.answer import MAX_ACTIONS, actions, answer
 from foretune.report.folder import read_folder
 from foretune.report.outcomes import Outcome
-from foretune.report.tables import distance, number, percent
+from foretune.report.tables import distance, number, percent, range_text
 from foretune.report.verdicts import BehaviourVerdict, judge
 
 STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "mute": "dim"}
@@ -45,8 +45,8 @@ def _table(verdicts: list[BehaviourVerdict]) -> Table:
     table.add_column("verdict", overflow="fold", min_width=13)
     has = {name: any(getattr(item, name) for item in verdicts) for name in ("forecast", "observed")}
     headers = ["pairs", "dist.", *[f"{name}\nloss" for name in has if has[name]]]
-    has_confidence = not has["observed"] and any(item.confidence for item in verdicts)
-    headers += ["confi-\ndence"] if has_confidence else []
+    has_range = not has["observed"] and any(item.likely_loss for item in verdicts)
+    headers += ["likely\nloss"] if has_range else []
     headers += ["reward\nacc."] if any(has.values()) else ["priority"]
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
@@ -54,7 +54,7 @@ def _table(verdicts: list[BehaviourVerdict]) -> Table:
         cells = [number(item.num_pairs), number(distance(item.measures)[0], 2)]
         found: list[Outcome | None] = [getattr(item, name) for name in has if has[name]]
         cells += [number(outcome.final_loss if outcome else None) for outcome in found]
-        cells += [item.confidence or "–"] if has_confidence else []
+        cells += [range_text(item.likely_loss) or "–"] if has_range else []
         last = found[-1] if found else None
         priority = number(item.measures.get("priority"), 2)
         cells.append(percent(last.reward_accuracy if last else None) if found else priority)

@@ -64,6 +64,7 @@ class BehaviourVerdict:
         forecast_verdict: The verdict that the forecast's curves alone give.
         observed_verdict: The verdict that the observed curves alone give.
         confidence: How far the forecast may be trusted: "high", "medium" or "low"; `None` where it is exact or missing.
+        likely_loss: Between which two values nine in ten observed losses should lie, where `confidence` is known.
     """
 
     behaviour: str
@@ -80,6 +81,7 @@ class BehaviourVerdict:
     forecast_verdict: str | None = None
     observed_verdict: str | None = None
     confidence: str | None = None
+    likely_loss: tuple[float, float] | None = None
 
     @property
     def tone(self) -> str:
@@ -124,9 +126,18 @@ def judge(folder: RunFolder) -> list[BehaviourVerdict]:
                 forecast_verdict=evidence["forecast"].get(name, (None,))[0],
                 observed_verdict=evidence["observed"].get(name, (None,))[0],
                 confidence=(confidence.get(name) or {}).get("word"),
+                likely_loss=_likely_loss(forecast.get(name), confidence.get(name) or {}),
             )
         )
     return sorted(verdicts, key=_order)
+
+
+def _likely_loss(forecast: Outcome | None, confidence: Row) -> tuple[float, float] | None:
+    error = confidence.get("likely_error")
+    if forecast is None or error is None:
+        return None
+    low, high = (forecast.final_loss + side for side in error)
+    return min(max(low, 0.0), forecast.final_loss), high  # few losses fall below 0
 
 
 def _best_evidence(evidence: dict[str, dict[str, tuple[str, str]]], name: str) -> tuple[str, str, str]:

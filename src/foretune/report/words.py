@@ -62,6 +62,10 @@ WORDS = {
         "were within 0.03 of a forecast of high confidence, 0.04 of medium and 0.09 of low; nine in ten within 0.08, "
         "0.11 and 0.16. Most of the errors were on one side: more was learned than was forecast."
     ),
+    "likely loss": (
+        "Beneath a forecast loss: where nine in ten observed losses should lie, from how wrong forecasts of the same "
+        "confidence were in our study (docs/fidelity.md), in proportion to how much this run is forecast to change."
+    ),
     "rank correlation": (
         "Spearman's: 1 when the forecast puts the behaviours in exactly the order that came, "
         "0 when it is no better than chance."

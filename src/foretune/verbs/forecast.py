@@ -7,7 +7,7 @@ from trl import DPOTrainer
 
 from foretune import processes
 from foretune.dynamics.anchors import discard_anchors
-from foretune.dynamics.confidence import confidence
+from foretune.dynamics.confidence import confidence, likely_errors
 from foretune.dynamics.curves import ALL
 from foretune.dynamics.early import early_theory
 from foretune.dynamics.forecast import Forecast, ForecastProblem, flow_rows, forecast_run
@@ -144,9 +144,15 @@ def _trust(prepared: Prepared, problem: ForecastProblem, result: Forecast) -> di
     change = result.margins[-1] - result.margins[first]
     behaviour_of = prepared.behaviour_of[prepared.observed]
     found = confidence(change, behaviour_of, drifts, beta=prepared.job.training.beta)
+    ends = _ends(result)
+    errors = likely_errors(
+        {name: word for name, (word, _) in found.items()}, [end - start for start, end in ends.values()]
+    )
     return {
         "drifts": [drift._asdict() for drift in drifts],
-        "confidence": {name: {"word": word, "score": score} for name, (word, score) in found.items()},
+        "confidence": {
+            name: {"word": word, "score": score, "likely_error": errors[name]} for name, (word, score) in found.items()
+        },
     }
 
 
@@ -223,7 +229,6 @@ IRRELEVANT = {
 
 def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, watch: Stopwatch) -> dict[str, Any]:
     job, arguments = prepared.job, prepared.job.training
-    joint = [row for row in result.rows if (row["method"], row["trained_on"]) == ("simulated_run", "mixture")]
     rates = job.run.record["audit"]["initial_rates"]
     return {
         "trainable": job.trainable,
@@ -238,7 +243,7 @@ def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, wat
         "batch_size": rows_per_step(job),
         "learning_order": result.order,
         "unlearned_at_first": sorted(name for name, rate in rates.items() if rate < 0),
-        "unlearned_at_end": _unlearned(joint, result.steps[-1]),
+        "unlearned_at_end": [name for name, (start, end) in _ends(result).items() if end > start],
         "seconds": watch.seconds,
         "notes": _notes(job, problem),
     }
@@ -253,14 +258,12 @@ def _scores(job: Job) -> str:
     return f" ({job.convention})" if job.convention != Convention() else ""
 
 
-def _unlearned(joint: list[dict[str, Any]], last: int) -> list[str]:
-    """Behaviours whose training loss ends above where it started."""
-    ends = {
-        (row["behaviour"], row["step"]): row["loss"]
-        for row in joint
-        if row["split"] == "train" and row["behaviour"] != ALL and row["step"] in (0, last)
-    }
-    return sorted(name for name, step in ends if step == 0 and ends[name, last] > ends[name, 0])
+def _ends(result: Forecast) -> dict[str, tuple[float, float]]:
+    """The training loss of each behaviour at the first and at the last step of the joint run."""
+    joint = [row for row in result.rows if (row["method"], row["trained_on"]) == ("simulated_run", "mixture")]
+    losses = {(row["behaviour"], row["step"]): row["loss"] for row in joint if row["split"] == "train"}
+    names = {name for name, _ in losses} - {ALL}
+    return {name: (losses[name, 0], losses[name, result.steps[-1]]) for name in sorted(names)}
 
 
 def _notes(job: Job, problem: ForecastProblem) -> list[str]:
