@@ -20,8 +20,9 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 demo: $(STAMP)  ## the main job on the embedded model and the bundled data; the report is in demo/report.html
 	$(BIN)/foretune demo --output_dir demo
 
+# tiny models gain nothing from more threads: each core runs tests of its own
 test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(STAMP)  ## style, types, direction of imports
 	$(BIN)/ruff check src tests benchmarks examples

@@ -12,7 +12,6 @@ from statistics import mean, median
 from typing import Any
 
 from harness import RESULTS, read
-from numpy import quantile
 
 from foretune.dynamics.confidence import LIKELY_ERRORS
 
@@ -231,46 +230,51 @@ def from_start(members: list[Result]) -> Iterator[list[dict[str, Any]]]:
 
 def trust(tested: list[Result], tuning: list[Result]) -> Iterator[str]:
     """Whether what forecasts say of themselves is so."""
-    rows, chosen_on = by_word(tested), by_word(tuning)
+    rows = said(tested)
     if not rows:
         return
     yield "\n## Whether forecasts know what they are worth\n"
     yield (
         "All forecasts of test mixtures above that ran on the present code. *Confidence* is the word that "
-        "`foretune forecast` gives each behaviour; the thresholds were chosen before these runs. The *band* is about "
-        "batch order, dropout and sampled pairs, not about what first order leaves out: it is no band of the outcome. "
-        "The *likely loss* is: from the forecast, in units of the mean change of the losses that is forecast, it "
-        "reaches from the 5th to the 95th percentile of the errors of tuning mixtures, and should hold nine in ten.\n"
+        "`foretune forecast` gives each behaviour; the thresholds were chosen before these runs. The band is about "
+        "batch order, dropout and sampled pairs, not about what first order leaves out: it is no band of the outcome.\n"
     )
-    yield (
-        "| confidence | behaviours | median error of the loss | 90th percentile | observed loss in the band "
-        "| in the likely loss | likely loss, less the forecast | percentiles of tuning mixtures |"
-    )
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| confidence | behaviours | median error of the loss | 90th percentile | observed loss in the band |"
+    yield "|---|---|---|---|---|"
     for word in ("high", "medium", "low"):
-        if found := rows[word]:
+        if found := [own for own in rows if own["word"] == word]:
             errors = sorted(abs(own["loss_error"]) for own in found)
             held = sum(own["band"][0] <= -own["loss_error"] <= own["band"][1] for own in found)
             late = errors[int(0.9 * (len(errors) - 1))]
-            low, high = LIKELY_ERRORS[word]
-            likely = mean(low <= own["relative"] <= high for own in found)
-            tuned = [own["relative"] for own in chosen_on[word]]
-            ends = f"{quantile(tuned, 0.05):.2f} to {quantile(tuned, 0.95):.2f} of {len(tuned)}" if tuned else "–"
-            yield (
-                f"| {word} | {len(found)} | {median(errors):.3f} | {late:.3f} | {held / len(found):.0%} | {likely:.0%} "
-                f"| {low:g} to {high:g} | {ends} |"
-            )
+            yield f"| {word} | {len(found)} | {median(errors):.3f} | {late:.3f} | {held / len(found):.0%} |"
+    yield (
+        "\nThe *likely loss* is one. Around the forecast, in units of the mean change that is forecast, it reaches "
+        "from the least to the largest error of the tuning mixture; its 12 behaviours do not allow finer percentiles. "
+        "That it hangs on the number of passes and not on the word was decided when both had been seen.\n"
+    )
+    yield "| passes | errors of tuning behaviours | likely loss, less the forecast | of test behaviours | held |"
+    yield "|---|---|---|---|---|"
+    most = 99
+    for least, (low, high) in LIKELY_ERRORS.items():
+        tuned, found = (
+            [own["relative"] for own in part if least <= own["passes"] < most] for part in (said(tuning), rows)
+        )
+        held = f"{mean(low <= error <= high for error in found):.0%}"
+        passes = f"{least} or more" if most == 99 else f"{least} to {most - 1}"
+        span = f"{min(tuned):.2f} to {max(tuned):.2f} ({len(tuned)})"
+        yield f"| {passes} | {span} | {low:g} to {high:g} | {len(found)} | {held} |"
+        most = least
 
 
-def by_word(results: list[Result]) -> dict[str, list[dict[str, Any]]]:
+def said(results: list[Result]) -> list[dict[str, Any]]:
     """What forecasts said of single behaviours, with the error in units of the mean change that was forecast."""
-    rows = defaultdict(list)
+    rows = []
     for result in results:
         for entry in result["methods"].values():
             if "trust" in entry:
                 change = mean(abs(loss - log(2)) for loss in entry["losses"].values())
                 for own in entry["trust"].values():
-                    rows[own["word"]].append(own | {"relative": -own["loss_error"] / change})
+                    rows.append(own | {"relative": -own["loss_error"] / change, "passes": entry["passes"]})
     return rows
 
 

@@ -149,8 +149,8 @@ def test_step_control_takes_features_as_often_as_it_must(tiny_folder, persona_fi
     }
     names = section["confidence"].keys()
     change = np.mean([abs(losses[name, section["steps"]] - losses[name, 0]) for name in names])
-    for own in section["confidence"].values():
-        assert own["likely_error"] == pytest.approx([change * side for side in LIKELY_ERRORS[own["word"]]])
+    ends = LIKELY_ERRORS[5 if len(section["anchors"]) >= 5 else 1]
+    assert section["likely_error"] == pytest.approx([change * side for side in ends])
 
 
 def test_a_band_of_one_run_is_refused(tiny_folder, persona_file, tmp_path, capsys):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foretune.dynamics.confidence import confidence, likely_errors
+from foretune.dynamics.confidence import confidence, likely_error
 from foretune.dynamics.relinearise import LARGEST_COST, MOST_PASSES, Drift, Relinearisation, affordable_interval
 
 
@@ -82,14 +82,11 @@ def test_confidence_falls_with_the_margin_and_with_the_error_found():
     assert confidence(change, behaviour_of, [last], beta=0.2) == {"a": ("low", 0.7), "b": ("high", 0.1)}
 
 
-def test_likely_errors_grow_with_the_change_and_with_doubt():
-    words = {"a": "high", "b": "medium", "c": "low"}
-    found = likely_errors(words, [-0.1, 0.2, 0.0])
-    assert all(low < 0 < high for low, high in found.values())
-    width = {name: high - low for name, (low, high) in found.items()}
-    assert width["a"] < width["b"] < width["c"]
-    twice = likely_errors(words, [0.4, 0.2, 0.0])
-    assert all(twice[name] == pytest.approx(tuple(2 * side for side in found[name])) for name in words)
+def test_likely_errors_grow_with_the_change_and_shrink_with_passes():
+    changes = [-0.1, 0.2, 0.0]
+    few, many = likely_error(changes, 4), likely_error(changes, 5)
+    assert few[0] < many[0] < 0 < many[1] < few[1]
+    assert likely_error([0.4, 0.2, 0.0], 4) == pytest.approx(tuple(2 * side for side in few))
 
 
 @given(st.integers(1, 5000), st.integers(1, 256), st.integers(1, 10**5))

@@ -5,7 +5,7 @@ error of the last extrapolation is known; where they were not, the size of the s
 reaches stands for it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import numpy as np
 
@@ -13,9 +13,9 @@ from foretune.dynamics.relinearise import Drift
 from foretune.objectives.base import FloatArray
 
 HIGH, MEDIUM = 0.25, 0.6
-# From the 5th to the 95th percentile of observed less forecast loss at the end of runs, in units of the mean change of
-# the losses that was forecast: of tuning behaviours (docs/fidelity.md has how many losses of test behaviours it holds).
-LIKELY_ERRORS = {"high": (-0.45, 0.3), "medium": (-0.9, 0.5), "low": (-1.0, 0.8)}
+# From the least to the largest error of tuning runs (observed less forecast loss at the end, in units of the mean
+# change that was forecast), by how often features were taken at least; docs/fidelity.md has what it holds of others.
+LIKELY_ERRORS = {5: (-0.35, 0.65), 1: (-1.1, 0.92)}
 
 
 def confidence(
@@ -37,13 +37,13 @@ def confidence(
     return found
 
 
-def likely_errors(words: Mapping[str, str], changes: Collection[float]) -> dict[str, tuple[float, float]]:
-    """Between which two values nine in ten of the observed losses less the forecast ones should lie, by behaviour.
+def likely_error(changes: Collection[float], num_anchors: int) -> tuple[float, float]:
+    """Between which two values most of the observed losses less the forecast ones should lie.
 
     Args:
-        words: of `confidence`.
         changes: of each behaviour's loss from the start to the end of the forecast.
+        num_anchors: how often features were taken.
     """
     scale = float(np.mean(np.abs([*changes])))
-    ends = {word: (scale * low, scale * high) for word, (low, high) in LIKELY_ERRORS.items()}
-    return {name: ends[word] for name, word in words.items()}
+    low, high = next(ends for least, ends in LIKELY_ERRORS.items() if num_anchors >= least)
+    return scale * low, scale * high

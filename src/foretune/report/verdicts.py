@@ -64,7 +64,7 @@ class BehaviourVerdict:
         forecast_verdict: The verdict that the forecast's curves alone give.
         observed_verdict: The verdict that the observed curves alone give.
         confidence: How far the forecast may be trusted: "high", "medium" or "low"; `None` where it is exact or missing.
-        likely_loss: Between which two values nine in ten observed losses should lie, where `confidence` is known.
+        likely_loss: Between which two values the observed loss should lie; `None` without such a forecast.
     """
 
     behaviour: str
@@ -101,7 +101,8 @@ def judge(folder: RunFolder) -> list[BehaviourVerdict]:
     forecast = outcomes(folder, folder.forecast) or alone
     observed = outcomes(folder, folder.observed)
     push, rates = others_push(folder.audit), _rates(folder)
-    confidence = (folder.record.get("forecast") or {}).get("confidence") or {}
+    said = folder.record.get("forecast") or {}
+    confidence, likely_error = said.get("confidence") or {}, said.get("likely_error")
     evidence = {
         "observed": _from_curves(observed, push, alone),
         "forecast": _from_curves(forecast, push, alone),
@@ -126,14 +127,13 @@ def judge(folder: RunFolder) -> list[BehaviourVerdict]:
                 forecast_verdict=evidence["forecast"].get(name, (None,))[0],
                 observed_verdict=evidence["observed"].get(name, (None,))[0],
                 confidence=(confidence.get(name) or {}).get("word"),
-                likely_loss=_likely_loss(forecast.get(name), confidence.get(name) or {}),
+                likely_loss=_likely_loss(forecast.get(name), likely_error),
             )
         )
     return sorted(verdicts, key=_order)
 
 
-def _likely_loss(forecast: Outcome | None, confidence: Row) -> tuple[float, float] | None:
-    error = confidence.get("likely_error")
+def _likely_loss(forecast: Outcome | None, error: list[float] | None) -> tuple[float, float] | None:
     if forecast is None or error is None:
         return None
     low, high = (forecast.final_loss + side for side in error)

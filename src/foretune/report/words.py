@@ -63,8 +63,9 @@ WORDS = {
         "0.11 and 0.16. Most of the errors were on one side: more was learned than was forecast."
     ),
     "likely loss": (
-        "Beneath a forecast loss: where nine in ten observed losses should lie, from how wrong forecasts of the same "
-        "confidence were in our study (docs/fidelity.md), in proportion to how much this run is forecast to change."
+        "Beneath a forecast loss: where the observed one should lie, in proportion to how much the losses are forecast "
+        "to change. As far from the forecast as the losses of one set of behaviours were in our study of real runs "
+        "(docs/fidelity.md); of other behaviours it held eight in ten."
     ),
     "rank correlation": (
         "Spearman's: 1 when the forecast puts the behaviours in exactly the order that came, "

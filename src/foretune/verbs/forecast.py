@@ -7,7 +7,7 @@ from trl import DPOTrainer
 
 from foretune import processes
 from foretune.dynamics.anchors import discard_anchors
-from foretune.dynamics.confidence import confidence, likely_errors
+from foretune.dynamics.confidence import confidence, likely_error
 from foretune.dynamics.curves import ALL
 from foretune.dynamics.early import early_theory
 from foretune.dynamics.forecast import Forecast, ForecastProblem, flow_rows, forecast_run
@@ -144,15 +144,10 @@ def _trust(prepared: Prepared, problem: ForecastProblem, result: Forecast) -> di
     change = result.margins[-1] - result.margins[first]
     behaviour_of = prepared.behaviour_of[prepared.observed]
     found = confidence(change, behaviour_of, drifts, beta=prepared.job.training.beta)
-    ends = _ends(result)
-    errors = likely_errors(
-        {name: word for name, (word, _) in found.items()}, [end - start for start, end in ends.values()]
-    )
     return {
         "drifts": [drift._asdict() for drift in drifts],
-        "confidence": {
-            name: {"word": word, "score": score, "likely_error": errors[name]} for name, (word, score) in found.items()
-        },
+        "confidence": {name: {"word": word, "score": score} for name, (word, score) in found.items()},
+        "likely_error": likely_error([end - start for start, end in _ends(result).values()], 1 + len(drifts)),
     }
 
 
