@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from tests.conftest import threads
+from torch.nn import functional
 
 from foretune.models import kernels
 from foretune.models.kernels import FrozenKernels
@@ -39,3 +41,15 @@ def test_trained_layers_are_left_alone(monkeypatch):
     with FrozenKernels():
         layer(torch.randn(2, 64)).sum().backward()
     assert layer.weight.grad is not None
+
+
+@pytest.mark.skipif(not ONEDNN, reason="this PyTorch has no oneDNN linear layers")
+def test_kernels_take_turns_on_one_thread_and_threads_are_as_before(monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        kernels, "_seconds", lambda product, *_: taken.append((product, torch.get_num_threads())) or 1.0
+    )
+    with threads(3):
+        assert not kernels.onednn_is_faster.__wrapped__()
+        assert torch.get_num_threads() == 3
+    assert taken == [(product, 1) for _ in range(kernels.ROUNDS) for product in (functional.linear, kernels._onednn)]
