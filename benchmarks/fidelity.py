@@ -100,10 +100,14 @@ class Bench:
                 "observations": OBSERVATIONS,
                 "save_total_limit": None,
                 "dtype": self.run.dtype,
-                **TRAINED[self.run.trained],
+                **self._trained(),
                 **more,
             },
         )
+
+    def _trained(self) -> dict[str, Any]:
+        own = TRAINED[self.run.trained]
+        return own if self.run.dtype == "bfloat16" else own | {"bf16": False}
 
     def train(self) -> None:
         """The real run, and what its audit alone says."""
@@ -200,6 +204,7 @@ class Bench:
             factor_rank=method.rank,
             pilot_fraction=method.pilot,
             relinearise_every=self.run.steps // method.passes if method.passes > 1 else 0,
+            **({"twin": "weight_space"} if method.passes > 1 else {}),  # sampled weights cannot be put into the model
         )
         prepared = prepare(job)
         run = self._audited(prepared)

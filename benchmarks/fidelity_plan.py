@@ -84,6 +84,7 @@ FEW = [Forecast(), Forecast(pilot=0.1), Forecast(passes=5), Forecast(pilot=0.2),
 ALL = [Forecast(pairs=100), Forecast(pilot=0.1, pairs=100), Forecast(pilot=0.2, pairs=100)]
 PASSES = [Forecast(passes=5, pairs=100), *(Forecast(pilot=pilot, passes=5, pairs=100) for pilot in (0.1, 0.2))]
 PILOT_PASSES = Forecast(passes=2, pilot=0.1, pairs=100)
+FULL_PASSES, FULL_PILOT_PASSES = Forecast(passes=5, rank=4), Forecast(passes=2, pilot=0.1, rank=4)
 MORE_PASSES = [Forecast(passes=10), Forecast(passes=10, pairs=100), Forecast(pilot=0.1, passes=5)]
 SHORTER = [Shorter(0.1), Shorter(0.2), Shorter(0.1, 5.0), Shorter(0.2, 5.0)]
 PILOTS = [PILOT_PASSES, *(Forecast(passes=2, pilot=pilot) for pilot in (0.1, 0.2))]
@@ -129,6 +130,8 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
     yield LONGER, [*at_cost(LONGER, 0.05), *(Forecast(pairs=pairs) for pairs in (20, 50, 200))]
     yield Run("tuning-0", 0, **FULL), [FEW[0], FEW[1], FEW[3]]
     yield Run("test-0", 0, **FULL), [FEW[0], FEW[1], FEW[3], *ALL]
+    for mixture in ("tuning-0", "test-0"):
+        yield Run(mixture, 0, dtype="float32", **FULL), [FULL_PASSES, FEW[0], FULL_PILOT_PASSES, FEW[3]]
     yield LONG, [*at_cost(LONG, 0.1)]
     yield HALF_LONG, [*at_cost(HALF_LONG, 0.1), ALL[0], FEW[2]]
     yield Run("test-0", 2), [*FEW[:1], PASSES[0], *SHORTER, *PILOTS]

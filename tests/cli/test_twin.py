@@ -226,7 +226,39 @@ def test_whole_weights_can_be_linearised_anew_and_sampled_ones_cannot(trained_fu
     assert found["margin_r2"] > 0.9995
     shutil.copytree(trained_fully, tmp_path / "sampled")
     assert run("forecast", "--output_dir", str(tmp_path / "sampled"), "--twin_coordinates", "9000", *anew) == 2
-    assert "of which 9000 coordinates in" in capsys.readouterr().err
+    assert "of which 9000 coordinates in" in (said := capsys.readouterr().err)
+    assert "--twin weight_space" in said
+
+
+def test_all_weights_are_simulated_in_weight_space(trained_fully, tmp_path):
+    """Every step with features of its own follows the run; features kept on the way answer what-ifs."""
+    anew = ("--twin", "weight_space", "--relinearise_every", "1", "--band_runs", "2")
+    found = verified(trained_fully, tmp_path / "run", *anew)
+    assert found["margin_r2"] > 0.9995
+    assert found["margin_slope"] == pytest.approx(1, abs=0.02)
+    forecast = load_run(tmp_path / "run").record["forecast"]
+    assert [int(step) for step in forecast["anchors"]] == [*range(12)]
+    answer = foretune.what_if(tmp_path / "run")
+    base = load_run(tmp_path / "run").read_arrays("forecast_pairs")["margins"]
+    np.testing.assert_allclose(answer.margins[-1], base[-1], atol=1e-4)
+
+
+def test_few_products_of_all_weights_say_nearly_as_much(trained_fully, tmp_path):
+    found = verified(
+        trained_fully, tmp_path / "run", "--twin", "weight_space", "--factor_rank", "4", "--band_runs", "0"
+    )
+    assert found["margin_r2"] > 0.99
+
+
+def test_a_run_of_all_weights_in_weight_space_goes_on_from_a_pilot(tiny_folder, persona_file, tmp_path):
+    out = tmp_path / "run"
+    pilot = (*FULL, "--pilot_fraction", "0.5", "--twin", "weight_space", "--band_runs", "0", "--optim", "adafactor")
+    assert run("forecast", *command(tiny_folder, persona_file, out, *pilot)) == 0
+    assert run("train", "--output_dir", str(out)) == 0
+    assert run("verify", "--output_dir", str(out)) == 0
+    found = load_run(out).read_json("verification.json")
+    assert found["margin_r2"] > 0.99
+    assert found["margin_slope"] == pytest.approx(1, abs=0.1)
 
 
 def test_adapters_with_magnitudes_are_forecast_in_the_tangent_form(tiny_folder, persona_file, tmp_path):

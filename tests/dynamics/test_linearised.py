@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 from transformers import TrainingArguments
 
-from foretune.dynamics.linearised import Tangent, drop_
+from foretune.dynamics.linearised import Tangent, drop_, whole_weights
 from foretune.dynamics.simulated_run import simulate_run
 from foretune.errors import UserError
 from foretune.features.coordinates import Coordinates
@@ -149,6 +149,43 @@ def test_a_sample_goes_on_from_the_state_of_all_coordinates(tmp_path):
     fresh = simulated(alike, tmp_path / "fresh", max_steps=5).margins
     assert found.steps[0] == 3 and np.abs(expected.margins[-1] - fresh[-1]).max() > 0.05
     np.testing.assert_allclose(found.margins, expected.margins, atol=1e-5)
+
+
+def factored(seed=0):
+    """A matrix, whose gradients have rank 2, and a vector; the same in the tangent form."""
+    draw = torch.Generator().manual_seed(seed)
+    names = ("layer.weight", "layer.bias")
+    anchor = {name: torch.randn(shape, generator=draw) for name, shape in zip(names, [(5, 4), (3,)], strict=True)}
+    left, right = (torch.randn(PAIRS, 2, size, generator=draw) for size in (5, 4))
+    vectors, margin = torch.randn(PAIRS, 3, generator=draw), torch.randn(PAIRS, generator=draw)
+    gradient = torch.cat([(left.transpose(1, 2) @ right).flatten(1), vectors], 1)
+    place = np.arange(PAIRS)[::-1].copy()
+    return (
+        whole_weights(anchor, margin, {names[0]: (left, right)}, vectors, None, place),
+        Tangent(anchor, margin, gradient, {}, None, place),
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.lists(st.integers(0, PAIRS - 1), min_size=1, max_size=4))
+def test_whole_weights_are_the_tangent_form_with_factored_gradients(seed, pairs):
+    draw = torch.Generator().manual_seed(seed + 1)
+    problems = factored(seed)
+    parameters = {name: value + torch.randn(value.shape, generator=draw) for name, value in problems[0].start().items()}
+    found = []
+    for problem in problems:
+        own = {name: value.clone().requires_grad_(True) for name, value in parameters.items()}
+        margins = problem.margins(own, torch.tensor(pairs))
+        logsigmoid(margins).sum().backward()
+        found.append([margins, *(value.grad for value in own.values())])
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor"])
+def test_a_run_of_whole_weights_is_that_of_the_tangent_form(tmp_path, optim):
+    found, expected = (simulated(problem, tmp_path, optim=optim).margins for problem in factored())
+    assert np.abs(expected[-1] - expected[0]).max() > 0.05
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_the_names_that_decay_can_be_given(tmp_path):

@@ -14,16 +14,19 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from foretune.dynamics.linearised import LayerStack, Tangent, WeightSpace, weight_space
+from foretune.dynamics.linearised import LayerStack, Tangent, WeightSpace, WholeWeights, weight_space, whole_weights
 from foretune.errors import UserError
 from foretune.features.coordinates import Coordinates
 from foretune.features.pair_gradients import read_gradients
 from foretune.features.store import ShardColumn, ShardStore, write_tensors
 from foretune.features.token_factors import AdaptedLayer, read_factors
+from foretune.features.weight_factors import read_weight_factors
 
 # Features of at most so many numbers are kept in memory, 2 GB in bfloat16.
 LARGEST_FEATURES = 2**30
 FILE = "anchor.safetensors"
+
+AnyForm = WeightSpace | WholeWeights | Tangent
 
 
 def anchor_store(run_folder: Path, step: int, key: str) -> ShardStore:
@@ -48,6 +51,27 @@ def write_weight_space(
         groups: of `layers_alike`.
     """
     _write(store, parameters, margin, place, {}, {"groups": json.dumps(groups)})
+
+
+def write_whole_weights(
+    store: ShardStore,
+    parameters: dict[str, Tensor],
+    margin: NDArray[np.float64],
+    place: NDArray[np.int64],
+    decayed: Collection[str],
+) -> None:
+    """Write what the features of a finished `measure_weight_factors` belong to.
+
+    Args:
+        store: of the features.
+        parameters: at which they were taken, by name.
+        margin: as of `write_weight_space`.
+        place: as of `write_weight_space`.
+        decayed: names of the parameters that weight decay acts on.
+    """
+    matrices = [name for name, value in parameters.items() if value.ndim > 1]
+    about = {"matrices": json.dumps(matrices), "decayed": json.dumps([*decayed])}
+    _write(store, parameters, margin, place, {}, about)
 
 
 def write_tangent(
@@ -87,7 +111,7 @@ def _write(
     write_tensors(store.folder / FILE, tensors, about | {"key": store.key, "names": json.dumps([*parameters])})
 
 
-def read_anchor(store: ShardStore, device: torch.device) -> WeightSpace | Tangent:
+def read_anchor(store: ShardStore, device: torch.device) -> AnyForm:
     """Margins in first order around an anchor that was written, its parameters on `device`.
 
     Raises:
@@ -107,8 +131,13 @@ def read_anchor(store: ShardStore, device: torch.device) -> WeightSpace | Tangen
     if about["key"] != store.key:
         raise UserError(f"{store.folder} holds the features of another forecast: forecast again.")
     if "groups" not in about:
-        gradient = _kept(read_gradients(store, len(margin)).gradient)
-        return Tangent(parameters, margin, gradient, sampled, json.loads(about["decayed"]), place)
+        decayed = json.loads(about["decayed"])
+        if "matrices" not in about:
+            gradient = _kept(read_gradients(store, len(margin)).gradient)
+            return Tangent(parameters, margin, gradient, sampled, decayed, place)
+        found = read_weight_factors(store, len(margin), json.loads(about["matrices"]))
+        matrices = {name: (_kept(left), _kept(right)) for name, (left, right) in found.matrices.items()}
+        return whole_weights(parameters, margin, matrices, _kept(found.vectors), decayed, place)
     groups = [[AdaptedLayer(*layer) for layer in group] for group in json.loads(about["groups"])]
     found = read_factors(store, len(margin), len(groups))
     stacks = [LayerStack(own, _kept(u), _kept(v)) for own, (u, v) in zip(groups, found.stacks, strict=True)]
@@ -127,14 +156,14 @@ class Anchors:
     def __init__(self, run_folder: Path, keys: Mapping[int, str], device: torch.device) -> None:
         """Read nothing yet."""
         self._folder, self._keys, self._device = run_folder, dict(keys), device
-        self._read: dict[int, WeightSpace | Tangent] = {}
+        self._read: dict[int, AnyForm] = {}
 
     @property
     def first(self) -> int:
         """The first step."""
         return min(self._keys)
 
-    def get(self, step: int) -> WeightSpace | Tangent | None:
+    def get(self, step: int) -> AnyForm | None:
         """The anchor of a step, None where there is none."""
         if step not in self._keys:
             return None

@@ -1,8 +1,10 @@
 """Margins in first order around an anchor: parameters at which the features of pairs were taken.
 
-Two forms (our own derivations from theory T13). *Tangent*: linear in the trainable parameters themselves. *Weight
-space*: linear in each layer's weight change ΔW = s (B A − B₀ A₀), with A and B as they are, so that the growth of the
-features that B A brings about is kept. Both are exact at the anchor and to first order around it.
+Two forms (our own derivations from theory T13). *Tangent*: linear in the trainable parameters themselves, or in a
+sample of their coordinates. *Weight space*: linear in each layer's weight change. Of adapters that is ΔW =
+s (B A − B₀ A₀), with A and B as they are, so that the growth of the features that B A brings about is kept; of whole
+weights it is the tangent form with all coordinates, their gradients kept as a few outer products. All are exact at the
+anchor and to first order around it.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -96,9 +98,72 @@ def weight_space(
 ) -> WeightSpace:
     """The weight-space form around `anchor`, where measured pairs have these margins against the reference (m,)."""
     linear = WeightSpace(anchor, torch.zeros_like(margin), stacks, np.arange(len(margin)))
-    parts = torch.arange(len(margin)).split(PAIRS_AT_ONCE)
-    there = torch.cat([linear.margins(anchor, part) for part in parts])
-    return linear._replace(offset=margin - there, place=place)
+    return linear._replace(offset=margin - _at_anchor(linear, len(margin)), place=place)
+
+
+class WholeWeights(NamedTuple):
+    """Margins linear in the weights of whole layers.
+
+    Attributes:
+        anchor: parameters at which the factors were taken.
+        offset: margin at the anchor less its linear part there, shape (m,).
+        matrices: left (m, k, rows) and right (m, k, columns) by parameter name, in memory or on the disk: the gradient
+            of a pair's margin is Σ_k left_k right_kᵀ.
+        vectors: gradients of the other parameters, in their order, shape (m, Σ coordinates).
+        decayed: names of the parameters that weight decay acts on.
+        place: the measured pair that each pair is, or that stands for it, shape (n,).
+    """
+
+    anchor: dict[str, Tensor]
+    offset: Tensor
+    matrices: Mapping[str, tuple[RowSource, RowSource]]
+    vectors: RowSource
+    decayed: Collection[str] | None
+    place: NDArray[np.int64]
+
+    @property
+    def sampled(self) -> Mapping[str, Coordinates]:
+        """Parameters are whole."""
+        return {}
+
+    def start(self) -> dict[str, Tensor]:
+        """The anchor."""
+        return self.anchor
+
+    def num_numbers(self) -> int:
+        """Of all features."""
+        sides = [side for both in self.matrices.values() for side in both]
+        return sum(int(np.prod(side.shape)) for side in [*sides, self.vectors])
+
+    def margins(self, parameters: Mapping[str, Tensor], pairs: Tensor, *, training: bool = False) -> Tensor:
+        """Margins of some pairs, shape (len(pairs),); dropout is not simulated in this form."""
+        measured = self.place[pairs.numpy()]
+        rest = [value.flatten() for name, value in parameters.items() if name not in self.matrices]
+        change = _rows(self.vectors, measured).to(self.offset) @ torch.cat([self.offset.new_zeros(0), *rest])
+        for name, both in self.matrices.items():
+            left, right = (_rows(side, measured).to(self.offset).flatten(0, 1) for side in both)
+            products = (torch.nn.functional.linear(right, parameters[name]) * left).sum(1)
+            change = change + products.view(len(measured), -1).sum(1)
+        return self.offset[torch.from_numpy(measured).to(self.offset.device)] + change
+
+
+@torch.no_grad()
+def whole_weights(
+    anchor: dict[str, Tensor],
+    margin: Tensor,
+    matrices: Mapping[str, tuple[RowSource, RowSource]],
+    vectors: RowSource,
+    decayed: Collection[str] | None,
+    place: NDArray[np.int64],
+) -> WholeWeights:
+    """The form of whole weights around `anchor`, where measured pairs have these margins against the reference (m,)."""
+    linear = WholeWeights(anchor, torch.zeros_like(margin), matrices, vectors, decayed, np.arange(len(margin)))
+    return linear._replace(offset=margin - _at_anchor(linear, len(margin)), place=place)
+
+
+def _at_anchor(linear: WeightSpace | WholeWeights, num_measured: int) -> Tensor:
+    parts = torch.arange(num_measured).split(PAIRS_AT_ONCE)
+    return torch.cat([linear.margins(linear.anchor, part) for part in parts])
 
 
 class Tangent(NamedTuple):

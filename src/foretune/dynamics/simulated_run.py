@@ -44,7 +44,7 @@ def check_coordinatewise(arguments: TrainingArguments) -> None:
     if name not in COORDINATEWISE:
         raise UserError(
             f"optim {name} does not treat each coordinate by itself, and this forecast knows a sample of them: use "
-            "--optim adamw_torch, or --twin output_layer."
+            "--twin weight_space, which knows them all, or --optim adamw_torch."
         )
 
 

@@ -70,12 +70,15 @@ class LayerGradients:
 
         def receive(owner: Tensor, states: Tensor, residual: Tensor) -> None:
             if weight is not None:
-                self._add(weight, self._products(weight, residual, states, owner))
+                self._receive_head(weight, residual, states, owner)
             if bias is not None:
                 total = residual.new_zeros(len(self._tokens.lengths), residual.shape[1])
                 self._add(bias, self._wanted(bias, total.index_add(0, owner, residual)))
 
         return None if weight is None and bias is None else receive
+
+    def _receive_head(self, name: str, residual: Tensor, states: Tensor, owner: Tensor) -> None:
+        self._add(name, self._products(name, residual, states, owner))
 
     def _add(self, name: str, gradient: Tensor) -> None:
         """Add one layer's share of a parameter's gradients, shape (pairs, coordinates)."""
@@ -136,8 +139,6 @@ class LayerGradients:
     def _looked_up(self, layer: nn.Embedding, name: str, ids: Tensor, delta: Tensor, owner: Tensor) -> Tensor:
         """Each token adds its δ to the sampled coordinates of its row."""
         weight, index = layer.weight, self._sampled[name]
-        # some models scale what they look up; of ones, the layer makes that scale
-        scale = torch.func.functional_call(layer, {"weight": torch.ones_like(weight[:1, :1]).expand_as(weight)}, ids)
         row, column = index // weight.shape[1], index % weight.shape[1]
         first, end = torch.searchsorted(row, ids), torch.searchsorted(row, ids, right=True)
         count = torch.where(ids == layer.padding_idx, 0, end - first) if layer.padding_idx is not None else end - first
@@ -145,8 +146,14 @@ class LayerGradients:
         place = torch.arange(len(token), device=ids.device) - (count.cumsum(0) - count - first)[token]
         exact = torch.promote_types(delta.dtype, torch.float32)
         found = delta.new_zeros(len(self._tokens.lengths), len(index), dtype=exact)
-        values = (delta * scale)[token, column[place]].to(exact)
+        values = (delta * lookup_scale(layer, ids))[token, column[place]].to(exact)
         return found.index_put_((owner[token], place), values, accumulate=True)
+
+
+def lookup_scale(layer: nn.Embedding, ids: Tensor) -> Tensor:
+    """What the embedding multiplies the rows by that it looks up, shape (*ids.shape, 1)."""
+    ones = torch.ones_like(layer.weight[:1, :1]).expand_as(layer.weight)
+    return torch.func.functional_call(layer, {"weight": ones}, ids)[..., :1]
 
 
 def _rule_of(module: nn.Module, name: str) -> Rule:

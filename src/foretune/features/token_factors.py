@@ -225,7 +225,10 @@ def low_rank(a: Tensor, delta: Tensor, rank: int) -> LowRank:
         basis = torch.linalg.qr(delta.transpose(1, 2) @ (a @ basis))[0]
     right = (delta @ basis).transpose(1, 2) @ a
     # the strongest `rank` directions of the range that was found
-    strengths, turn = torch.linalg.eigh(right @ right.transpose(1, 2))
+    gram = right @ right.transpose(1, 2)
+    # of a pair with fewer tokens than columns, numbers remain so small that `eigh` can make NaN of them
+    gram.masked_fill_(gram.abs() < torch.finfo(gram.dtype).eps ** 2 * gram.amax((1, 2), keepdim=True), 0)
+    strengths, turn = torch.linalg.eigh(gram)
     turn = turn[:, :, strengths.shape[1] - min(rank, columns) :].transpose(1, 2)
     left, right = turn @ basis.transpose(1, 2), turn @ right
     squared_norm = ((a @ a.transpose(1, 2)) * (delta @ delta.transpose(1, 2))).sum((1, 2))

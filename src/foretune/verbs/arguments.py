@@ -84,8 +84,9 @@ class ForetuneArguments(SharedArguments):
     twin: str | None = field(
         default=None,
         metadata={
-            "help": "What the forecast simulates: output_layer (exact where it alone is trained), weight_space (LoRA, "
-            "margins linear in each layer's weight change) or tangent (margins linear in what is trained). "
+            "help": "What the forecast simulates: output_layer (exact where it alone is trained), weight_space (margins "
+            "linear in each layer's weight change: of LoRA, or of all weights in the memory that training takes) or "
+            "tangent (margins linear in what is trained, of which it may sample coordinates). "
             "Default: by --trainable.",
             "choices": list(TWINS),
         },
@@ -105,7 +106,7 @@ class ForetuneArguments(SharedArguments):
         },
     )
     factor_rank: int = field(
-        default=4, metadata={"help": "Outer products kept of each pair's gradient in each adapted layer."}
+        default=4, metadata={"help": "Outer products kept of each pair's gradient in each layer (weight_space)."}
     )
     twin_coordinates: int = field(
         default=200_000,

@@ -35,7 +35,7 @@ from foretune.verbs.twin import Lineariser
 
 WHAT_IS_FORECAST = {
     "output_layer": "the output layer (unembedding), trained alone",
-    "weight_space": "the LoRA adapters, with margins linear in each layer's weight change",
+    "weight_space": "the trained weights, with margins linear in each layer's change",
     "tangent": "the trained parameters, with margins linear in them",
 }
 

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from foretune import processes
-from foretune.dynamics.anchors import write_tangent, write_weight_space
+from foretune.dynamics.anchors import write_tangent, write_weight_space, write_whole_weights
 from foretune.dynamics.simulated_run import check_coordinatewise
 from foretune.errors import UserError
 from foretune.features.coordinates import Coordinates, sample_coordinates
 from foretune.features.pair_gradients import measure_gradients, read_gradients, trainable_names
 from foretune.features.store import ShardStore
 from foretune.features.token_factors import AdaptedLayer, adapted_layers, layers_alike, measure_factors, read_factors
+from foretune.features.weight_factors import measure_weight_factors, read_weight_factors
 from foretune.models.encoding import EncodedPair
 from foretune.verbs.job import Job
 
@@ -71,6 +72,39 @@ class WeightSpaceForm(NamedTuple):
         write_weight_space(store, self.parameters(), margin, place, layers_alike(self.model, self.layers))
 
 
+class WholeWeightsForm(NamedTuple):
+    """Margins linear in whole weights, of whose gradients a few outer products are kept.
+
+    Attributes:
+        model: whose parameters that require gradients are simulated.
+        rank: as of `measure_weight_factors`.
+    """
+
+    model: nn.Module
+    rank: int
+
+    @property
+    def settings(self) -> Sequence[Any]:
+        """The factors' rank."""
+        return ("whole weights", self.rank)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """All that is trained."""
+        return {name: self.model.get_parameter(name).detach().float() for name in trainable_names(self.model)}
+
+    def measure(
+        self, pairs: Sequence[EncodedPair], store: ShardStore, *, packed: bool, progress: Callable[[int], None]
+    ) -> NDArray[np.float64]:
+        """Write the factors of all pairs; their margins, shape (pairs,)."""
+        names = trainable_names(self.model)
+        measure_weight_factors(self.model, pairs, names, store, rank=self.rank, packed=packed, progress=progress)
+        return read_weight_factors(store, len(pairs), []).margin
+
+    def write(self, store: ShardStore, margin: NDArray[np.float64], place: NDArray[np.int64]) -> None:
+        """Write the anchor."""
+        write_whole_weights(store, self.parameters(), margin, place, _decayed(self.model))
+
+
 class TangentForm(NamedTuple):
     """Margins linear in the trainable parameters.
 
@@ -106,8 +140,11 @@ class TangentForm(NamedTuple):
 
     def write(self, store: ShardStore, margin: NDArray[np.float64], place: NDArray[np.int64]) -> None:
         """Write the anchor."""
-        decayed = Trainer.get_decay_parameter_names(None, self.model)  # pyright: ignore
-        write_tangent(store, self.parameters(), margin, place, self.sampled, decayed)
+        write_tangent(store, self.parameters(), margin, place, self.sampled, _decayed(self.model))
+
+
+def _decayed(model: nn.Module) -> list[str]:
+    return Trainer.get_decay_parameter_names(None, model)  # pyright: ignore
 
 
 def form_of(job: Job, model: nn.Module, pairs: Sequence[EncodedPair], *, packed: bool) -> Form:
@@ -122,6 +159,8 @@ def form_of(job: Job, model: nn.Module, pairs: Sequence[EncodedPair], *, packed:
     Raises:
         UserError: adapters that the form does not fit; what a sample of coordinates cannot simulate.
     """
+    if job.twin == "weight_space" and job.trainable != "lora":
+        return WholeWeightsForm(model, job.ours.factor_rank)
     if job.twin == "weight_space":
         return WeightSpaceForm(model, adapted_layers(model), job.ours.factor_rank)
     names = trainable_names(model)
@@ -131,8 +170,8 @@ def form_of(job: Job, model: nn.Module, pairs: Sequence[EncodedPair], *, packed:
         if job.ours.relinearise_every or job.ours.relinearise_tolerance:
             raise UserError(
                 f"features cannot be taken anew at simulated weights, of which {budget} coordinates in {number} are "
-                "known: leave out --relinearise_every and --relinearise_tolerance, and forecast from a "
-                "--pilot_fraction instead."
+                "known: simulate them all (--twin weight_space, in the memory that training takes), or leave out "
+                "--relinearise_every and --relinearise_tolerance and forecast from a --pilot_fraction."
             )
     sampled = processes.on_main(
         lambda: sample_coordinates(model, pairs, names, budget=budget, packed=packed, seed=job.training.seed)
