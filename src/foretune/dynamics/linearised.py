@@ -142,8 +142,11 @@ class WholeWeights(NamedTuple):
         change = _rows(self.vectors, measured).to(self.offset) @ torch.cat([self.offset.new_zeros(0), *rest])
         for name, both in self.matrices.items():
             left, right = (_rows(side, measured).to(self.offset).flatten(0, 1) for side in both)
-            products = (torch.nn.functional.linear(right, parameters[name]) * left).sum(1)
-            change = change + products.view(len(measured), -1).sum(1)
+            weight = parameters[name]
+            # multiplied from the longer side, so that what comes out is short
+            tall = weight.shape[0] > weight.shape[1]
+            products = (left @ weight) * right if tall else (right @ weight.T) * left
+            change = change + products.sum(1).view(len(measured), -1).sum(1)
         return self.offset[torch.from_numpy(measured).to(self.offset.device)] + change
 
 
