@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft.tuners.lora.dora import DoraLinearLayer
@@ -17,6 +17,8 @@ from foretune.models.head import Head
 
 # (layer, name of its parameter, a of shape (pairs, tokens, …), δ of shape (pairs, tokens, …)) → (pairs, *parameter)
 Rule = Callable[[nn.Module, str, Tensor, Tensor], Tensor]
+
+T = TypeVar("T")
 
 # Products of inputs and output gradients that exist at any one time.
 PRODUCTS_AT_ONCE = 2**22
@@ -87,10 +89,7 @@ class LayerGradients:
 
     def finished(self) -> dict[str, Tensor]:
         """By name, shape (pairs, coordinates)."""
-        for name in self.names:
-            if name not in self._found:
-                raise _refusal(name, "no layer that the scores depend on takes it as its own weight")
-        return {name: self._found[name] for name in self.names}
+        return complete(self._found, self.names)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -148,6 +147,18 @@ class LayerGradients:
         found = delta.new_zeros(len(self._tokens.lengths), len(index), dtype=exact)
         values = (delta * lookup_scale(layer, ids))[token, column[place]].to(exact)
         return found.index_put_((owner[token], place), values, accumulate=True)
+
+
+def complete(found: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
+    """What was found of all parameters, in the order of their names.
+
+    Raises:
+        UserError: one is missing.
+    """
+    for name in names:
+        if name not in found:
+            raise _refusal(name, "no layer that the scores depend on takes it as its own weight")
+    return {name: found[name] for name in names}
 
 
 def lookup_scale(layer: nn.Embedding, ids: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from foretune.features.blocks import block_bounds, measure_blocks
 from foretune.features.caught import PairTokens
 from foretune.features.gradient_pass import GradientPass
-from foretune.features.layer_gradients import LayerGradients, lookup_scale
+from foretune.features.layer_gradients import LayerGradients, complete, lookup_scale
 from foretune.features.pair_gradients import PAIRS_PER_SHARD, differentiate_margins
 from foretune.features.store import ShardColumn, ShardStore
 from foretune.features.token_factors import low_rank
@@ -71,33 +71,31 @@ def batch_weight_factors(
     layers = _LayerFactors(model, names, PairTokens(pairs), rank)
     with layers.watching():
         own = differentiate_margins(model, pairs, packed=packed, receive=layers.receiver_of(head_of(model, live=True)))
-    found = layers.finished()
-    vectors = [gradient for gradient in found.values() if isinstance(gradient, Tensor)]
-    return WeightFactors(
-        own.margin,
-        {name: gradient for name, gradient in found.items() if isinstance(gradient, Factors)},
-        torch.cat([own.margin.new_zeros(len(pairs), 0), *vectors], 1),
-    )
+    vectors = torch.cat([own.margin.new_zeros(len(pairs), 0), *layers.finished().values()], 1)
+    return WeightFactors(own.margin, layers.matrices(), vectors)
 
 
 class _LayerFactors(LayerGradients):
-    """Of matrices the factors of every layer that shares one, side by side."""
+    """Gradients of vectors; of matrices the factors of every layer that shares one, side by side."""
 
     def __init__(self, model: nn.Module, names: Collection[str], tokens: PairTokens, rank: int) -> None:
         exact = torch.promote_types(next(model.parameters()).dtype, torch.float32)
         super().__init__(model, names, tokens, sampled={}, dtype=exact)
         self._rank = rank
+        self._matrices = [name for name in names if model.get_parameter(name).ndim > 1]
+        self.names = [name for name in names if name not in self._matrices]
+        self._factors: dict[str, Factors] = {}
         # of the output layer: name of its weight, then states and logit gradients of each pair
         self._head: str | None = None
         self._scored: list[list[tuple[Tensor, Tensor]]] = [[] for _ in tokens.lengths]
         self._of_scored: dict[int, Factors] = {}
 
-    def finished(self) -> dict[str, Tensor | Factors]:
+    def matrices(self) -> dict[str, Factors]:
         if self._head is not None:
             self._compress_scored(len(self._scored))
             own = [self._of_scored[pair] for pair in range(len(self._scored))]
             self._add(self._head, Factors(*(torch.cat(side) for side in zip(*own, strict=True))))
-        return super().finished()
+        return complete(self._factors, self._matrices)
 
     def _receive_head(self, name: str, residual: Tensor, states: Tensor, owner: Tensor) -> None:
         self._head = name
@@ -116,8 +114,8 @@ class _LayerFactors(LayerGradients):
     def _add(self, name: str, gradient: Tensor | Factors) -> None:
         if isinstance(gradient, Tensor):
             return super()._add(name, gradient)
-        known = self._found.get(name)
-        self._found[name] = (
+        known = self._factors.get(name)
+        self._factors[name] = (
             Factors(*(torch.cat(sides, 1) for sides in zip(known, gradient, strict=True))) if known else gradient
         )
 

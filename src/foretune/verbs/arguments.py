@@ -84,9 +84,9 @@ class ForetuneArguments(SharedArguments):
     twin: str | None = field(
         default=None,
         metadata={
-            "help": "What the forecast simulates: output_layer (exact where it alone is trained), weight_space (LoRA, or "
-            "all weights in the memory that training takes: margins linear in each layer's weight change) or tangent "
-            "(margins linear in what is trained, of which it may sample coordinates). Default: by --trainable.",
+            "help": "What the forecast simulates: output_layer (exact where it alone is trained), weight_space (LoRA, "
+            "or all weights in the memory that training takes: margins linear in each layer's weight change) or "
+            "tangent (margins linear in what is trained, of which it may sample coordinates). Default: by --trainable.",
             "choices": list(TWINS),
         },
     )
