@@ -92,7 +92,7 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     if lineariser:
         section |= _trust(prepared, problem, result)
         section["cost"] = _cost(section, lineariser)
-        section["notes"] += [*_doubts(section["confidence"]), *_alternative(section["cost"])]
+        section["notes"] += [*_doubts(section["confidence"], lineariser.renewable), *_alternative(section["cost"])]
     if isinstance(problem.margins, Tangent):
         section["kernel_error"] = problem.margins.kernel_error()
     section["anchors"] = lineariser.keys if lineariser else {}
@@ -151,15 +151,15 @@ def _trust(prepared: Prepared, problem: ForecastProblem, result: Forecast) -> di
     }
 
 
-def _doubts(found: dict[str, dict[str, Any]]) -> list[str]:
+def _doubts(found: dict[str, dict[str, Any]], renewable: bool) -> list[str]:
     low = [name for name, own in found.items() if own["word"] == "low"]
     if not low:
         return []
     names = ", ".join(low[:5]) + (", …" if len(low) > 5 else "")
+    how = "--relinearise_tolerance 0.2" if renewable else "--twin weight_space --relinearise_tolerance 0.2"
     return [
         f"Confidence is low for {len(low)} of {len(found)} behaviours ({names}): their margins leave the range in "
-        "which first order is good. Features taken more often (--relinearise_tolerance 0.2) or a pilot "
-        "(--pilot_fraction 0.1) follow them."
+        f"which first order is good. Features taken more often ({how}) or a pilot (--pilot_fraction 0.1) follow them."
     ]
 
 
