@@ -138,7 +138,7 @@ class WholeWeights(NamedTuple):
     def margins(self, parameters: Mapping[str, Tensor], pairs: Tensor, *, training: bool = False) -> Tensor:
         """Margins of some pairs, shape (len(pairs),); dropout is not simulated in this form."""
         measured = self.place[pairs.numpy()]
-        rest = [value.flatten() for name, value in parameters.items() if name not in self.matrices]
+        rest = [parameters[name].flatten() for name in self.anchor if name not in self.matrices]
         change = _rows(self.vectors, measured).to(self.offset) @ torch.cat([self.offset.new_zeros(0), *rest])
         for name, both in self.matrices.items():
             left, right = (_rows(side, measured).to(self.offset).flatten(0, 1) for side in both)

@@ -58,7 +58,7 @@ class WeightSpaceForm(NamedTuple):
 
     def parameters(self) -> dict[str, Tensor]:
         """The adapters."""
-        return {name: self.model.get_parameter(name).detach().float() for name in trainable_names(self.model)}
+        return {name: value.float() for name, value in _trained(self.model).items()}
 
     def measure(
         self, pairs: Sequence[EncodedPair], store: ShardStore, *, packed: bool, progress: Callable[[int], None]
@@ -90,7 +90,7 @@ class WholeWeightsForm(NamedTuple):
 
     def parameters(self) -> dict[str, Tensor]:
         """All that is trained."""
-        return {name: self.model.get_parameter(name).detach().float() for name in trainable_names(self.model)}
+        return {name: value.float() for name, value in _trained(self.model).items()}
 
     def measure(
         self, pairs: Sequence[EncodedPair], store: ShardStore, *, packed: bool, progress: Callable[[int], None]
@@ -123,10 +123,9 @@ class TangentForm(NamedTuple):
 
     def parameters(self) -> dict[str, Tensor]:
         """The whole parameters, or the sampled coordinates of one."""
-        found = {name: self.model.get_parameter(name).detach() for name in trainable_names(self.model)}
         return {
             name: (value.flatten()[self.sampled[name].index] if name in self.sampled else value).float()
-            for name, value in found.items()
+            for name, value in _trained(self.model).items()
         }
 
     def measure(
@@ -141,6 +140,10 @@ class TangentForm(NamedTuple):
     def write(self, store: ShardStore, margin: NDArray[np.float64], place: NDArray[np.int64]) -> None:
         """Write the anchor."""
         write_tangent(store, self.parameters(), margin, place, self.sampled, _decayed(self.model))
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    return {name: model.get_parameter(name).detach() for name in trainable_names(model)}
 
 
 def _decayed(model: nn.Module) -> list[str]:
