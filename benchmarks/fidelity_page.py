@@ -188,12 +188,13 @@ def section(title: str, members: list[Result]) -> Iterator[str]:
     """One table."""
     ends = [result["observed"]["mean_loss"][-1] for result in members]
     seconds = median(result["observed"]["seconds"] for result in members)
+    took = f"; the run itself takes {seconds:.0f} CPU seconds" if seconds else ""  # a resumed run knows no time
     mixtures = sorted({result["run"]["mixture"] for result in members})
     runs = f"{len(members)} runs" if len(members) > 1 else "one run"
     yield f"\n## {title}\n"
     yield (
         f"{runs[0].upper()}{runs[1:]} ({', '.join(mixtures)}); the mean loss ends at "
-        f"{' / '.join(f'{end:.3f}' for end in ends)}; the run itself takes {seconds:.0f} CPU seconds.\n"
+        f"{' / '.join(f'{end:.3f}' for end in ends)}{took}.\n"
     )
     yield HEAD
     yield RULE
@@ -201,8 +202,8 @@ def section(title: str, members: list[Result]) -> Iterator[str]:
         cells = [cell(found, part, key) for part in ("end", "lazy") for key in FIGURES]
         cells += [cell(found, "float32_lazy", key) for key in FIGURES[2:]]
         cost = median(entry["cost"] for entry in found)
-        took = [entry["seconds"] for entry in found if "seconds" in entry]
-        seconds_taken = f"{median(took):.0f}" if took else "–"
+        times = [entry["seconds"] for entry in found if entry.get("seconds")]
+        seconds_taken = f"{median(times):.0f}" if times else "–"
         yield f"| {name} | {len(found)} | {cost:.2f} | {seconds_taken} | {' | '.join(cells)} |"
 
 
