@@ -131,9 +131,9 @@ class WholeWeights(NamedTuple):
         return self.anchor
 
     def num_numbers(self) -> int:
-        """Of all features."""
+        """Of all features and of the anchor, which may be as large."""
         sides = [side for both in self.matrices.values() for side in both]
-        return sum(int(np.prod(side.shape)) for side in [*sides, self.vectors])
+        return sum(int(np.prod(part.shape)) for part in [*sides, self.vectors, *self.anchor.values()])
 
     def margins(self, parameters: Mapping[str, Tensor], pairs: Tensor, *, training: bool = False) -> Tensor:
         """Margins of some pairs, shape (len(pairs),); dropout is not simulated in this form."""
