@@ -256,7 +256,8 @@ def trust(tested: list[Result], tuning: list[Result]) -> Iterator[str]:
     yield (
         "\nThe *likely loss* is one. Around the forecast, in units of the mean change that is forecast, it reaches "
         "from the least to the largest error of the tuning mixture; its 12 behaviours do not allow finer percentiles. "
-        "That it hangs on the number of passes and not on the word was decided when both had been seen.\n"
+        "That it hangs on the number of passes and not on the word was decided when both had been seen. From five "
+        "passes on the lower end was -0.35, and held 77%, until another forecast of the tuning mixture erred by more.\n"
     )
     yield "| passes | errors of tuning behaviours | likely loss, less the forecast | of test behaviours | held |"
     yield "|---|---|---|---|---|"
