@@ -130,18 +130,17 @@ def read_anchor(store: ShardStore, device: torch.device) -> AnyForm:
         raise UserError(f"{store.folder} holds no features that can be read ({error}): forecast again.") from error
     if about["key"] != store.key:
         raise UserError(f"{store.folder} holds the features of another forecast: forecast again.")
-    if "groups" not in about:
-        decayed = json.loads(about["decayed"])
-        if "matrices" not in about:
-            gradient = _kept(read_gradients(store, len(margin)).gradient)
-            return Tangent(parameters, margin, gradient, sampled, decayed, place)
+    if "groups" in about:
+        groups = [[AdaptedLayer(*layer) for layer in group] for group in json.loads(about["groups"])]
+        factors = read_factors(store, len(margin), len(groups))
+        stacks = [LayerStack(own, _kept(u), _kept(v)) for own, (u, v) in zip(groups, factors.stacks, strict=True)]
+        return weight_space(parameters, margin, stacks, place)
+    decayed = json.loads(about["decayed"])
+    if "matrices" in about:
         found = read_weight_factors(store, len(margin), json.loads(about["matrices"]))
         matrices = {name: (_kept(left), _kept(right)) for name, (left, right) in found.matrices.items()}
         return whole_weights(parameters, margin, matrices, _kept(found.vectors), decayed, place)
-    groups = [[AdaptedLayer(*layer) for layer in group] for group in json.loads(about["groups"])]
-    found = read_factors(store, len(margin), len(groups))
-    stacks = [LayerStack(own, _kept(u), _kept(v)) for own, (u, v) in zip(groups, found.stacks, strict=True)]
-    return weight_space(parameters, margin, stacks, place)
+    return Tangent(parameters, margin, _kept(read_gradients(store, len(margin)).gradient), sampled, decayed, place)
 
 
 class Anchors:

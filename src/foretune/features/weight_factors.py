@@ -196,11 +196,12 @@ def read_weight_factors(store: ShardStore, num_pairs: int, matrices: Collection[
         UserError: a shard is missing or damaged.
     """
     bounds = block_bounds(num_pairs, PAIRS_PER_SHARD)
-    factors = {
-        name: tuple(ShardColumn(store, f"{side}/{name}", bounds) for side in Factors._fields) for name in matrices
-    }
+
+    def column(name: str) -> ShardColumn:
+        return ShardColumn(store, name, bounds)
+
     return MeasuredWeightFactors(
-        ShardColumn(store, "margin", bounds).tensor().double().numpy(),
-        factors,  # pyright: ignore
-        ShardColumn(store, "vectors", bounds),
+        column("margin").tensor().double().numpy(),
+        {name: (column(f"left/{name}"), column(f"right/{name}")) for name in matrices},
+        column("vectors"),
     )
