@@ -28,6 +28,8 @@ LOST = (
 )
 # Network file systems show a new file to other machines after at most this many seconds (their attribute cache).
 VISIBLE_AFTER = 90.0
+# A signal and a broken connection can stop a process at the same time: the second waits while the first speaks.
+_stopping = threading.RLock()
 
 
 class ProcessLostError(RuntimeError):
@@ -211,6 +213,8 @@ def start() -> None:
 
 def stop(sentence: str | None, *, code: int) -> NoReturn:
     """End this process; of all processes of the run that stop, one says its sentence (None: it has been said)."""
+    if count() > 1:
+        _stopping.acquire()  # never given back: the process ends here
     if count() > 1 and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # let it finish its sentence
     if sentence and (count() == 1 or first_to_speak()):
@@ -249,7 +253,8 @@ def first_to_speak() -> bool:
             int(os.environ["MASTER_PORT"]),
             is_master=False,
             wait_for_workers=False,
-            timeout=timedelta(seconds=5),
+            # a launcher's store is there, if slow at times; without one, nobody may be left to answer
+            timeout=timedelta(seconds=20 if "TORCHELASTIC_USE_AGENT_STORE" in os.environ else 5),
         )
         return store.add(f"foretune/said/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
     except (KeyError, ValueError, RuntimeError):

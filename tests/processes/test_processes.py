@@ -1,12 +1,14 @@
 """Audit, forecast and training on 2 and 3 processes give the numbers of one; a process that dies ends the rest."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from tests.processes.launching import launch, launch_by_hand
+from tests.processes.launching import environment, launch, launch_by_hand
 
 from foretune.records import RunFolder
 
@@ -144,6 +146,31 @@ def test_a_process_that_dies_ends_the_rest_and_the_run_continues(tiny_folder, we
     found = RunFolder(out).read_json("verification.json")
     assert found["margin_r2"] > 0.99999 and found["margin_slope"] == pytest.approx(1, abs=1e-4)
     assert RunFolder(out).record["forecast"]["batch_size"] == 3 * 2 * 3
+
+
+STOPPED_TWICE = """
+import threading, time
+from foretune import processes
+
+asked = []
+
+def slow_for_the_first():
+    asked.append(None)
+    if len(asked) == 1:
+        time.sleep(1)
+        return True
+    return False
+
+processes.first_to_speak = slow_for_the_first
+threading.Timer(0.3, processes.stop, ("by a signal",), {"code": 143}).start()
+processes.stop("by a broken connection", code=1)
+"""
+
+
+def test_a_process_stopped_by_a_signal_and_a_broken_connection_still_speaks():
+    variables = environment(RANK="1", WORLD_SIZE="2")
+    ended = subprocess.run([sys.executable, "-c", STOPPED_TWICE], capture_output=True, text=True, env=variables)
+    assert (ended.returncode, ended.stderr) == (1, "foretune: by a broken connection\n")
 
 
 def test_a_mistake_is_said_once(tiny_folder, weighted_file, tmp_path):
