@@ -1,6 +1,8 @@
 """A sample of each behaviour is audited; the run of all rows is forecast from it."""
 
+import shutil
 from collections import Counter
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from tests.cli.test_twin import command
 
 import foretune
 from foretune.errors import UserError
-from foretune.records import load_run
+from foretune.records import RunFolder, load_run
 
 FEW = ("--observe_pairs", "10", "--twin_pairs", "8")
 
@@ -21,23 +23,55 @@ def sampled(tiny_folder, persona_file, tmp_path_factory):
     return load_run(out)
 
 
-def test_the_forecast_is_that_of_an_audit_of_all_rows(sampled, tiny_folder, persona_file, tmp_path):
-    assert run("forecast", *command(tiny_folder, persona_file, tmp_path / "run", *FEW)) == 0
-    ours, theirs = (folder.read_arrays("forecast_pairs") for folder in (sampled, load_run(tmp_path / "run")))
+def same_forecast(sampled, out, *arguments):
+    """Whether an audit of all rows gives the same forecast where it finds the sample as representative."""
+    flags = command(*arguments[:2], out, *arguments[2:])
+    assert run("audit", *flags) == 0
+    folder = load_run(out)
+    rank = {row["pair_id"]: row["representative_rank"] for row in sampled.read_table("pairs").to_pylist()}
+    rows = folder.read_table("pairs").to_pylist()
+    assert all(row["representative_rank"] is not None for row in rows) and None in rank.values()
+    folder.write_table("pairs", [row | {"representative_rank": rank[row["pair_id"]]} for row in rows])
+    assert run("forecast", *flags) == 0
+    ours, theirs = (own.read_arrays("forecast_pairs") for own in (sampled, folder))
     np.testing.assert_array_equal(ours["pair_id"], theirs["pair_id"])
     np.testing.assert_allclose(ours["margins"], theirs["margins"], atol=1e-5)
 
 
+def test_the_forecast_is_that_of_an_audit_of_all_rows(sampled, tiny_folder, persona_file, tmp_path):
+    same_forecast(sampled, tmp_path / "run", tiny_folder, persona_file, *FEW)
+
+
 def test_rankings_are_sampled_whole(tiny_folder, tmp_path):
     flags = (*FEW, "--ranking_loss", "plackett_luce", "--band_runs", "0")
-    for name, more in (("all", ()), ("some", ("--audit_pairs", "9"))):
-        assert run("forecast", *command(tiny_folder, "bundled:rankings", tmp_path / name, *flags, *more)) == 0
-    some, every = (load_run(tmp_path / name) for name in ("some", "all"))
-    ours, theirs = (folder.read_arrays("forecast_pairs") for folder in (some, every))
-    np.testing.assert_allclose(ours["margins"], theirs["margins"], atol=1e-5)
+    few = command(tiny_folder, "bundled:rankings", tmp_path / "some", *flags, "--audit_pairs", "9")
+    assert run("forecast", *few) == 0
+    some = load_run(tmp_path / "some")
+    same_forecast(some, tmp_path / "all", tiny_folder, "bundled:rankings", *flags)
     assert any("pairs are audited" in note for note in some.record["audit"]["notes"])
     assert run("train", "--output_dir", str(some.path)) == 0
     assert run("verify", "--output_dir", str(some.path)) == 0
+
+
+def test_observed_pairs_are_the_first_in_the_order_of_the_audit(tiny_folder, persona_file, tmp_path):
+    flags = command(tiny_folder, persona_file, tmp_path / "run", "--observe_pairs", "3", "--twin_pairs", "4")
+    assert run("audit", *flags) == 0
+    folder = load_run(tmp_path / "run")
+    rows = folder.read_table("pairs").to_pylist()
+    for name, kept in (("chosen", rows), ("older", [row | {"representative_rank": None} for row in rows])):
+        out = RunFolder(tmp_path / name)
+        shutil.copytree(folder.path, out.path)
+        out.write_table("pairs", kept)  # an audit that knows no order: the lowest ids
+        place = "pair_id" if name == "older" else "representative_rank"
+        first = {
+            row["pair_id"]
+            for group in {(row["behaviour"], row["split"]) for row in rows}
+            for row in sorted(
+                (row for row in rows if (row["behaviour"], row["split"]) == group), key=itemgetter(place)
+            )[:3]
+        }
+        assert run("forecast", "--output_dir", str(out.path)) == 0
+        assert set(out.read_arrays("forecast_pairs")["pair_id"].tolist()) == first
 
 
 def test_all_rows_are_in_the_table_and_figures_of_the_sample_alone(sampled):

@@ -68,3 +68,16 @@ def reference_paired_alignments(chosen, rejected):
         others = np.delete(chosen - rejected, index, 0).mean(0)
         found.append(sum(row * others) / sum(others * others))
     return found
+
+
+def distances_of_next(rows, chosen):
+    """How far the mean feature of `chosen` and each further row would be from that of all; inf of those chosen.
+
+    With the features of the kernel of `statistics.herding` written out.
+    """
+    directions = [row / (np.linalg.norm(row) or 1) for row in rows]
+    features = np.array([np.concatenate([[1], np.sqrt(2) * u, np.outer(u, u).ravel()]) / 2 for u in directions])
+    found = np.full(len(rows), np.inf)
+    for place in set(range(len(rows))) - set(chosen):
+        found[place] = np.linalg.norm(features[[*chosen, place]].mean(0) - features.mean(0))
+    return found

@@ -71,9 +71,12 @@ class RunFolder:
         self._write(name, lambda path: path.write_text(text + "\n", "utf-8"))
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table | None:
-        """A Parquet table by its name without suffix, None if it is missing; `columns` None reads all of them."""
+        """A Parquet table by its name without suffix, None if it is missing; with those of `columns` that it has."""
         path = self.path / f"{name}.parquet"
-        return pq.read_table(path, columns=columns) if path.exists() else None
+        if not path.exists():
+            return None
+        known = None if columns is None else [name for name in columns if name in pq.read_schema(path).names]
+        return pq.read_table(path, columns=known)
 
     def write_table(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows as a Parquet table with the schema of `name`; they are read once, some in memory at a time."""

@@ -94,6 +94,7 @@ TABLES = {
             ("reference_rejected_logp", _FLOAT),
             ("reference_margin", _FLOAT),
             ("alignment", _FLOAT),
+            ("representative_rank", _INT),
             ("weight", _FLOAT),
         ]
     ),

@@ -21,6 +21,7 @@ from foretune.statistics.behaviours import (
     behaviour_rows,
     training_kernel,
 )
+from foretune.statistics.herding import representative_rank
 from foretune.statistics.priority import equal_rate_mixture, initial_rates
 from foretune.statistics.rankings import measured_rankings
 from foretune.verbs.job import Job, job_from
@@ -30,7 +31,7 @@ from foretune.verbs.stand_ins import answers_of, stand_ins
 
 PREVIEW = 300
 SIDES = ("prompt", "chosen", "rejected")
-FIGURES = ("reference_chosen_logp", "reference_rejected_logp", "reference_margin", "alignment")
+FIGURES = ("reference_chosen_logp", "reference_rejected_logp", "reference_margin", "alignment", "representative_rank")
 RANKING = ("ranking", "chosen_rank", "rejected_rank")
 
 
@@ -107,9 +108,10 @@ def _write_audit(
     measured = measure(prepared, features)
     kernel = training_kernel(measured)
     behaviours = behaviour_rows(measured, kernel, draws=job.ours.draws, seed=job.training.seed)
-    alignment, answers = _of_pairs(prepared, alignments(measured)), AnswerCounts()
+    alignment, rank = (_of_pairs(prepared, values) for values in (alignments(measured), representative_rank(measured)))
+    answers = AnswerCounts()
     run.write_table("behaviours", behaviours)
-    run.write_table("pairs", _pair_rows(every, features, alignment, answers))
+    run.write_table("pairs", _pair_rows(every, features, (alignment, rank), answers))
     evidence = Evidence(behaviours, finding_columns(prepared, alignment), answers, prepared.counts, kernel)
     run.write_table("findings", [finding._asdict() for finding in find_all(evidence)])
     run.finish_stage(
@@ -243,12 +245,12 @@ def _answertexts_of(prepared: Prepared) -> list[str] | None:
 
 
 def _pair_rows(
-    prepared: Prepared, features: PairFeatures, alignment: np.ndarray, answers: AnswerCounts
+    prepared: Prepared, features: PairFeatures, found: tuple[np.ndarray, np.ndarray], answers: AnswerCounts
 ) -> Iterator[dict[str, Any]]:
-    """Rows of pairs.parquet. Of a pair that was not audited its scores and alignment are unknown."""
+    """Rows of pairs.parquet. Of a pair that was not audited scores, alignment and rank (`found`) are unknown."""
     known = np.full((len(FIGURES), len(prepared.pairs)), np.nan)
     margins = features.chosen_logp - features.rejected_logp
-    known[:, prepared.audited_places] = np.stack([features.chosen_logp, features.rejected_logp, margins, alignment])
+    known[:, prepared.audited_places] = np.stack([features.chosen_logp, features.rejected_logp, margins, *found])
     return pair_rows(prepared, dict(zip(FIGURES, known, strict=True)), answers)
 
 

@@ -71,7 +71,8 @@ class Prepared(NamedTuple):
         ours = self.job.ours
         if ours.audit_pairs is None:
             return self
-        members = self.first_pairs(max(ours.audit_pairs, ours.observe_pairs, ours.twin_pairs))
+        most = max(ours.audit_pairs, ours.observe_pairs, ours.twin_pairs)
+        members = self._first(most, np.zeros(len(self.pairs)))
         return self._replace(sample=EncodedPairs(self.pairs[int(index)] for index in members))
 
     @property
@@ -140,17 +141,27 @@ class Prepared(NamedTuple):
     @property
     def observed(self) -> np.ndarray:
         """Indices of the pairs that are measured along the run: the first of each behaviour and split."""
-        return self.first_pairs(self.job.ours.observe_pairs)
+        return self.representatives(self.job.ours.observe_pairs)
 
-    def first_pairs(self, count: int, *, split: str | None = None) -> np.ndarray:
-        """Indices of the `count` pairs (or rankings) of each behaviour and split with the lowest ids; of one split."""
+    def representatives(self, count: int, *, split: str | None = None) -> np.ndarray:
+        """Indices of the first `count` pairs (or rankings) of each behaviour and split, in the order of the audit.
+
+        Those with the lowest ids where no audit of these pairs has given them an order.
+        """
+        table, rank = self.job.run.read_table("pairs", ["pair_id", "representative_rank"]), np.zeros(len(self.pairs))
+        if table is not None and table.num_columns == 2 and np.array_equal(table["pair_id"], self.pairs.pair_id):
+            rank = table["representative_rank"].to_numpy()
+        return self._first(count, rank, split)
+
+    def _first(self, count: int, rank: np.ndarray, split: str | None = None) -> np.ndarray:
+        """Of each behaviour and split the `count` pairs of lowest rank (NaN last), then lowest ids; of one split."""
         pairs, units = self.pairs, self.units
-        order = np.lexsort((units, pairs.is_train, pairs.behaviour))
+        order = np.lexsort((units, rank, pairs.is_train, pairs.behaviour))
         group = 2 * pairs.behaviour[order].astype(np.int64) + pairs.is_train[order]
         starts = np.flatnonzero(np.diff(group, prepend=-1))
         number = np.cumsum(np.diff(units[order], prepend=~units[order[:1]]) != 0)
-        rank = number - np.repeat(number[starts], np.diff([*starts, len(group)]))
-        first = np.sort(order[rank < count])
+        place = number - np.repeat(number[starts], np.diff([*starts, len(group)]))
+        first = np.sort(order[place < count])
         return first if split is None else first[pairs.split_of[first] == split]
 
     def rows(self, split: str) -> Dataset | None:
