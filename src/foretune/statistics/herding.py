@@ -7,7 +7,7 @@ from foretune.statistics.behaviours import Measured, representatives
 from foretune.statistics.moments import FloatArray
 
 # Means over so many rows are nearly those of all, however many there are; the kernel of so many is small.
-CANDIDATES = 2000
+CANDIDATES = 1000
 
 
 def representative_rank(measured: Measured) -> NDArray[np.int64]:
@@ -20,9 +20,8 @@ def representative_rank(measured: Measured) -> NDArray[np.int64]:
         for behaviour in np.unique(measured.behaviour_of[measured.split_of == split]):
             members = measured.members(behaviour, split)
             members = members[np.argsort(measured.pair_id[members], kind="stable")]
-            drawn = representatives(measured.pair_id[members], np.zeros(len(members)), CANDIDATES)
-            others = np.delete(members, drawn)
-            drawn = members[np.sort(drawn)]
+            places = np.sort(representatives(measured.pair_id[members], np.zeros(len(members)), CANDIDATES))
+            drawn, others = members[places], np.delete(members, places)
             order = np.concatenate([drawn[herded(np.asarray(measured.sketch[drawn]))], others])
             rank[order] = np.arange(len(members))
     return rank
@@ -33,8 +32,8 @@ def herded(rows: NDArray) -> NDArray[np.int64]:
 
     Each row in turn is the one that brings the mean feature of those chosen nearest to that of all (Chen, Welling &
     Smola, "Super-Samples from Kernel Herding", 2010), under the kernel ((1 + cosine)/2)²: means, and products of two
-    coordinates, of the rows' directions. Whatever such a feature predicts of a row, its mean over the first n is nearer
-    to that of all than the mean over n rows that were drawn. Of equal rows the first comes first.
+    coordinates, of the rows' directions. Whatever such a feature predicts of a row, its mean over the first n is as a
+    rule nearer to that of all than over n rows that were drawn. Of equal rows the first comes first.
 
     Args:
         rows: features, shape (n, dim), in memory: their kernel takes n² numbers.
