@@ -110,19 +110,17 @@ def dtype_of(result: Result) -> str:
 def criteria(methods: Figures) -> Iterator[str]:
     """What had to be reached, and what was."""
     steady = {"margin_slope": (0.8, 1.25)}
+    early = {"spearman_loss": (0.9, 1), "margin_r2": (0.8, 1)}
     strict = {"spearman_loss": (0.95, 1), "margin_r2": (0.9, 1), **steady}
     wanted = [
-        ("pilot 10%, 100 pairs", "end", {"spearman_loss": (0.9, 1), "margin_r2": (0.8, 1)}),
-        ("pilot 20%, 100 pairs", "end", strict),
+        *((f"pilot 10%, {pairs} pairs", "end", early) for pairs in ("30 chosen", "100")),
+        *((f"pilot 20%, {pairs} pairs", "end", strict) for pairs in ("30 chosen", "100")),
         *(
             (f"twin, {passes} passes, {pairs} pairs", "end", strict)
             for pairs in ("30", "30 chosen", "100")
             for passes in (5, 10, 15)
         ),
-        *(
-            (f"pilot 10%, {passes} passes, 100 pairs", "end", {"spearman_loss": (0.9, 1), "margin_r2": (0.8, 1)})
-            for passes in (2, 5)
-        ),
+        *((f"pilot 10%, {passes} passes, 100 pairs", "end", early) for passes in (2, 5)),
         ("pilot 20%, 5 passes, 100 pairs", "end", strict),
         *(
             ("twin, 100 pairs", part, {"margin_r2": (0.95, 1), "margin_slope": (0.9, 1.1)})
@@ -135,6 +133,11 @@ def criteria(methods: Figures) -> Iterator[str]:
         "AdamW 2e-4, 120 steps, in bfloat16 and in float32; the last line's bound is the best baseline's. *Found* is "
         "the median over runs; the last column judges each run.\n"
     )
+    yield from judged(methods, wanted)
+
+
+def judged(methods: Figures, wanted: list[tuple[str, str, dict[str, tuple[float, float]]]]) -> Iterator[str]:
+    """Methods beside what was wanted of them: the part of the run, and by figure the least and the most."""
     yield "| method | runs | part | figure | wanted | found | |\n|---|---|---|---|---|---|---|"
     for name, part, bounds in wanted:
         for key, (low, high) in bounds.items() if name in methods else ():
@@ -147,8 +150,13 @@ def criteria(methods: Figures) -> Iterator[str]:
 
 
 def as_good_as(adapters: Figures, weights: Figures) -> Iterator[str]:
-    """Forecasts of all weights beside those of LoRA."""
-    yield "\nAll weights, AdamW 5e-6, 120 steps; the bound is LoRA's figure less 0.05.\n"
+    """Forecasts of all weights: within 0.05 of what LoRA's had to reach, and of what they reached."""
+    strict = {"spearman_loss": (0.9, 1), "margin_r2": (0.85, 1), "margin_slope": (0.8, 1.25)}
+    early = {"spearman_loss": (0.85, 1), "margin_r2": (0.75, 1)}
+    names = [name for name in weights if kind(name) == "pilot" or (kind(name), "passes" in name) == ("twin", True)]
+    yield "\nAll weights, AdamW 5e-6, 120 steps, in bfloat16 and in float32; wanted is LoRA's bound less 0.05.\n"
+    yield from judged(weights, [(name, "end", early if "pilot 10%" in name else strict) for name in sorted(names)])
+    yield "\nThe same beside LoRA's figures less 0.05.\n"
     yield "| method | runs | figure | wanted | found | |\n|---|---|---|---|---|---|"
     for name in (name for name in weights if kind(name) in ("twin", "pilot")):
         peers = adapters.get(name.split(", rank")[0], [])
