@@ -266,7 +266,7 @@ def trust(tested: list[Result], tuning: list[Result]) -> Iterator[str]:
         return
     yield "\n## Whether forecasts know what they are worth\n"
     yield (
-        "All forecasts of test mixtures above that ran on the present code. *Confidence* is the word that "
+        "All forecasts of test mixtures above that recorded it. *Confidence* is the word that "
         "`foretune forecast` gives each behaviour; the thresholds were chosen before these runs. The band is about "
         "batch order, dropout and sampled pairs, not about what first order leaves out: it is no band of the outcome.\n"
     )

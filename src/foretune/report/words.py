@@ -59,8 +59,8 @@ WORDS = {
         "How far a forecast may be trusted that follows the model in first order from where its features were taken. "
         "It stands on the error found where features were taken anew, or else on how far the behaviour moves. In our "
         "study of real runs (docs/fidelity.md; DPO, LoRA and all weights, persona statements) half of the final losses "
-        "were within 0.03 of a forecast of high confidence, 0.04 of medium and 0.09 of low; nine in ten within 0.09, "
-        "0.12 and 0.16. Most of the errors were on one side: more was learned than was forecast."
+        "were within 0.03 of a forecast of high confidence, 0.04 of medium and 0.08 of low; nine in ten within 0.09, "
+        "0.12 and 0.17. Most of the errors were on one side: more was learned than was forecast."
     ),
     "likely loss": (
         "Beneath a forecast loss: where the observed one should lie, in proportion to how much the losses are forecast "
