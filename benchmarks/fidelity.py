@@ -51,7 +51,7 @@ CRITERIA = {
     "at 5 % of the cost of 2,000 steps": "better than real training at the same cost",
 }
 
-OBSERVATIONS, OBSERVED = 11, 100
+OBSERVED = 100
 TRAINED: dict[str, dict[str, Any]] = {
     "lora": {
         "use_peft": True,
@@ -99,7 +99,7 @@ class Bench:
             draws=50,
             **{
                 "observe_pairs": OBSERVED,
-                "observations": OBSERVATIONS,
+                "observations": self.run.observations,
                 "save_total_limit": None,
                 "dtype": self.run.dtype,
                 **self._trained(),

@@ -23,6 +23,7 @@ class Run(NamedTuple):
     batch: int = BATCH
     rows: int = ROWS
     dtype: str = "bfloat16"
+    observations: int = 11
 
     @property
     def name(self) -> str:
@@ -144,7 +145,7 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
     yield Run("test-0", 2), [*FEW[:1], PASSES[0], *SHORTER, *PILOTS]
     yield TEXT, [FEW[0], FEW[2], FEW[1], ALL[0], PASSES[0], SHORTER[1], SHORTER[3]]
     text = [FEW[0], SAMPLES[6], FEW[1], FEW[3], SHORTER[3], SHORTER[1], ALL[0]]
-    yield TEXT._replace(dtype="float32"), text
+    yield TEXT._replace(dtype="float32", observations=5), text
     for rate in (1e-4, 4e-4):
         yield Run("test-0", 0, learning_rate=rate), [*FEW[:3], PASSES[0]]
     yield Run("test-0", 0, optim="sgd", learning_rate=0.2), [*FEW[:3], PASSES[0]]

@@ -72,6 +72,11 @@ def test_observed_pairs_are_the_first_in_the_order_of_the_audit(tiny_folder, per
         }
         assert run("forecast", "--output_dir", str(out.path)) == 0
         assert set(out.read_arrays("forecast_pairs")["pair_id"].tolist()) == first
+    # once the audit knows an order, the older forecast is repeated
+    out.write_table("pairs", rows)
+    assert run("forecast", "--output_dir", str(out.path)) == 0
+    chosen = load_run(tmp_path / "chosen").read_arrays("forecast_pairs")
+    np.testing.assert_array_equal(out.read_arrays("forecast_pairs")["pair_id"], chosen["pair_id"])
 
 
 def test_all_rows_are_in_the_table_and_figures_of_the_sample_alone(sampled):

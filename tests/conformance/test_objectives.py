@@ -154,7 +154,7 @@ def test_the_shape_of_the_margin_is_kept(objective, shape):
 
 
 @pytest.mark.parametrize("objective", CONVEX, ids=str)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(left=st.floats(-200, 200), right=st.floats(-200, 200))
 def test_values_are_convex_and_their_slope_does_not_fall(objective, left, right):
     low, high = sorted([left, right])
@@ -164,7 +164,6 @@ def test_values_are_convex_and_their_slope_does_not_fall(objective, left, right)
     assert middle <= ends + 1e-12 * (1 + abs(ends))
 
 
-@settings(deadline=None)
 @given(margin=st.floats(-500, 500), beta=st.floats(1e-3, 10))
 def test_swapping_chosen_and_rejected_changes_dpo_by_the_scaled_margin(margin, beta):
     objective = DPO(beta=beta)

@@ -36,7 +36,7 @@ def assistant(content):
     return {"role": "assistant", "content": content}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.one_of(st.tuples(TEXTS, TEXTS, TEXTS), st.tuples(MESSAGES, MESSAGES, MESSAGES)))
 @example(("The sky is", " blue", " green"))
 @example(("a", "a", "aa"))

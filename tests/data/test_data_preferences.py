@@ -187,7 +187,7 @@ def test_conversations_have_the_same_ids_from_any_kind_of_file(write_rows, tmp_p
     assert tables[0] == tables[1]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from("abc")), min_size=1, max_size=30), st.floats(0, 0.9))
 def test_no_prompt_is_ever_on_both_sides(write_rows, drawn, fraction):
     rows = [{"prompt": f"p{n}", "chosen": "c", "rejected": "r", "topic": topic} for n, topic in drawn]

@@ -80,7 +80,7 @@ def test_steps_beyond_the_limit_can_break_them():
     assert (violations(FEATURES, objective, path, floor=False) > 1e-3).any()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     arrays(float, (4, 3), elements=st.floats(-100, 100, width=32)),
     st.floats(0.01, 10),

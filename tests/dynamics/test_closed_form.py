@@ -58,7 +58,7 @@ def test_the_papers_constants_for_balanced_yes_no_answers():
     assert weight_change_bound(2.0, norm, objective) == pytest.approx(2.0 * 0.3 * distance / (2 * np.sqrt(2)))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(1, 10), st.integers(1, 6), st.floats(0.1, 4), st.floats(0.05, 2))
 def test_the_bounds_are_never_violated(seed, count, dim, scale, beta):
     features, objective = problem(seed, count, dim, scale), DPO(beta=beta)
@@ -165,7 +165,6 @@ def test_early_accuracy_is_that_of_the_first_step_of_training():
 CLASS = arrays(float, (6, 2), elements=st.integers(-4, 4).map(float))
 
 
-@settings(deadline=None)
 @given(CLASS, CLASS)
 def test_the_guaranteed_accuracy_holds_for_any_distribution(plus, minus):
     gap = plus.mean(0) - minus.mean(0)
@@ -224,7 +223,6 @@ def test_smoothed_losses_have_the_smoothed_rates(objective):
     np.testing.assert_allclose(slopes, [rates.clean_margin * plain, plain / rates.clean_margin], rtol=1e-6)
 
 
-@settings(deadline=None)
 @given(arrays(float, (5, 3), elements=st.floats(-5, 5)), arrays(float, 3, elements=st.floats(-20, 20)))
 def test_no_chosen_answer_loses_probability_while_its_margin_grows(head, move):
     state = np.array([0.5, -1.0, 0.7])

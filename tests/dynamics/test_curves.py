@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from foretune.dynamics.curves import curve_rows, learning_order, observation_steps
@@ -74,7 +74,6 @@ def test_learning_order_is_by_the_area_under_the_loss():
     assert learning_order(found, split="test") == ["early"]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 500), st.integers(0, 60))
 def test_observation_steps_include_both_ends_once(total, count):
     found = observation_steps(total, count)

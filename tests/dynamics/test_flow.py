@@ -18,7 +18,7 @@ def problem(seed, count=6, dim=4):
     return generator.normal(size=(count, dim)) + 0.3, generator.uniform(0.3, 2, count)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 1000), st.sampled_from([(5, 3), (3, 5)]), st.sampled_from([DPO(beta=0.7), IPO(beta=0.7)]))
 def test_the_flow_equals_tiny_euler_steps(seed, shape, objective):
     features, weights = problem(seed, *shape)

@@ -68,7 +68,7 @@ def simulated(problem, folder, **changes):
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.lists(st.integers(0, PAIRS - 1), min_size=1, max_size=4))
 def test_margins_are_linear_and_a_sampled_coordinate_has_a_gradient_of_its_own(seed, pairs):
     problem = halved(tangent(seed))[0]
@@ -166,7 +166,7 @@ def factored(seed=0):
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.lists(st.integers(0, PAIRS - 1), min_size=1, max_size=4))
 def test_whole_weights_are_the_tangent_form_with_factored_gradients(seed, pairs):
     draw = torch.Generator().manual_seed(seed + 1)

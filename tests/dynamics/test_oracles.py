@@ -14,7 +14,7 @@ ORACLES = [(one_pair_dpo, DPO), (one_pair_ipo, IPO), (one_pair_slic, SLiC)]
 
 
 @pytest.mark.parametrize(("oracle", "kind"), ORACLES)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(-5, 5), st.floats(0.1, 2), st.floats(0.01, 10))
 def test_they_solve_the_flow_of_one_pair(oracle, kind, start, beta, kernel):
     objective, times = kind(beta=beta), np.array([0.0, 0.1, 0.5, 2.0])

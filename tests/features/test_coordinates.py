@@ -34,7 +34,7 @@ def kernel(gradient, weight):
     return (gradient * weight) @ gradient.T
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(60, 8000), st.integers(0, 100))
 def test_a_budget_is_kept_and_weights_are_inverse_probabilities(model, whole, budget, seed):
     sampled = sample_coordinates(model, PAIRS, list(whole), budget=budget, seed=seed)

@@ -45,7 +45,7 @@ def flat(gradient):
     return torch.cat(list(gradient.values()), 1)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(*[st.integers(1, 8)] * 3), min_size=1, max_size=4), st.booleans())
 def test_any_lengths_agree_with_one_autograd_pass_a_pair(model, lengths, packed):
     pairs = [tokens(own, seed) for seed, own in enumerate(lengths)]

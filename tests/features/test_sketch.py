@@ -21,7 +21,13 @@ def outer_products(seed, count=3):
 
 
 def sketched(sketch, rows, states, owner):
-    return sketch.products(count_sketch(sketch, rows), states, owner, 2)
+    return products(sketch, rows, states, owner, 2)
+
+
+def products(sketch, rows, states, owner, count):
+    spectra = sketch.spectra(count)
+    sketch.add_products(spectra, count_sketch(sketch, rows), states, owner)
+    return sketch.of_spectra(spectra)
 
 
 def count_sketch(sketch, rows):
@@ -61,10 +67,10 @@ def test_the_error_is_what_the_docstring_promises():
 def test_the_sketch_is_linear_in_the_matrix():
     sketch = TensorSketch(VOCABULARY, HIDDEN, dim=32)
     rows, states, _, _ = outer_products(1)
-    parts = sketch.products(count_sketch(sketch, rows), states, torch.arange(3), 3)
-    together = sketch.products(count_sketch(sketch, rows), states, torch.zeros(3, dtype=torch.long), 1)
+    parts = products(sketch, rows, states, torch.arange(3), 3)
+    together = products(sketch, rows, states, torch.zeros(3, dtype=torch.long), 1)
     torch.testing.assert_close(parts.sum(0), together[0], atol=1e-5, rtol=1e-5)
-    scaled = sketch.products(count_sketch(sketch, -2.5 * rows), states, torch.arange(3), 3)
+    scaled = products(sketch, -2.5 * rows, states, torch.arange(3), 3)
     torch.testing.assert_close(scaled, -2.5 * parts, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
         count_sketch(sketch, rows[:1] + rows[1:2]), count_sketch(sketch, rows[:1]) + count_sketch(sketch, rows[1:2])
@@ -74,15 +80,17 @@ def test_the_sketch_is_linear_in_the_matrix():
 def test_a_group_without_members_is_zero():
     sketch = TensorSketch(VOCABULARY, HIDDEN, dim=8)
     rows, states, _, _ = outer_products(2)
-    found = sketch.products(count_sketch(sketch, rows), states, torch.tensor([0, 0, 2]), 4)
+    found = products(sketch, rows, states, torch.tensor([0, 0, 2]), 4)
     assert not found[1].any() and not found[3].any() and found[2].any()
 
 
-def test_sparse_rows_equal_dense_ones():
+def test_products_may_be_added_some_at_a_time():
     sketch = TensorSketch(VOCABULARY, HIDDEN, dim=16, seed=5)
-    tokens, values, owner = torch.tensor([3, 38, 3, 0]), torch.tensor([1.0, -2.0, 0.5, 4.0]), torch.tensor([0, 0, 0, 2])
-    dense = torch.zeros(3, VOCABULARY).index_put((owner, tokens), values, accumulate=True)
-    torch.testing.assert_close(sketch.one_hot_rows(sketch.place[tokens], values, owner, 3), count_sketch(sketch, dense))
+    rows, states, owner, _ = outer_products(4)
+    spectra = sketch.spectra(2)
+    for chunk in (slice(0, 2), slice(2, 3)):
+        sketch.add_products(spectra, count_sketch(sketch, rows[chunk]), states[chunk], owner[chunk])
+    torch.testing.assert_close(sketch.of_spectra(spectra), sketched(sketch, rows, states, owner))
 
 
 def test_one_seed_gives_one_sketch_whatever_was_drawn_before():

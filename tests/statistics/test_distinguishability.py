@@ -37,7 +37,7 @@ def band(share, draws=DRAWS):
     return [edge / draws for edge in binom.interval(0.999, draws, share)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(2, 8), st.integers(2, 8), st.integers(1, 4))
 def test_two_classes_equal_the_reference(seed, plus, minus, dim):
     sample = classes(np.random.default_rng(seed), plus, minus, dim, gap=1.5)
@@ -48,7 +48,7 @@ def test_two_classes_equal_the_reference(seed, plus, minus, dim):
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(4, 9), st.integers(1, 4))
 def test_differences_equal_the_reference(seed, count, dim):
     sample = paired(np.random.default_rng(seed), count, dim, gap=1.0)
@@ -192,7 +192,7 @@ def test_alignments_of_two_classes_have_their_fixed_points():
     assert class_alignments(moved, np.arange(6) < 3)[2] == pytest.approx(-1.0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(2, 7))
 def test_one_stratum_gives_the_mean_of_the_off_diagonal_kernel(seed, count):
     features = np.random.default_rng(seed).normal(size=(count, 3)) + 0.7

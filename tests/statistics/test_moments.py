@@ -1,7 +1,7 @@
 """Moments are those of all rows at once, however the rows are grouped."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tests.reference.statistics import reference_moments
@@ -18,7 +18,6 @@ def assert_same(left, right):
     np.testing.assert_allclose(left.scatter, right.scatter, rtol=1e-9, atol=1e-7)
 
 
-@settings(deadline=None)
 @given(ROWS, ROWS, ROWS)
 def test_merging_is_associative_and_equal_to_all_rows_at_once(first, second, third):
     a, b, c = of_rows(first), of_rows(second), of_rows(third)
@@ -26,13 +25,11 @@ def test_merging_is_associative_and_equal_to_all_rows_at_once(first, second, thi
     assert_same(merge(merge(a, b), c), of_rows(np.concatenate([first, second, third])))
 
 
-@settings(deadline=None)
 @given(ROWS, ROWS)
 def test_merging_is_commutative(first, second):
     assert_same(merge(of_rows(first), of_rows(second)), merge(of_rows(second), of_rows(first)))
 
 
-@settings(deadline=None)
 @given(ROWS)
 def test_the_empty_state_changes_nothing(rows):
     state = of_rows(rows)
@@ -40,7 +37,6 @@ def test_the_empty_state_changes_nothing(rows):
     assert_same(merge(state, empty(DIM)), state)
 
 
-@settings(deadline=None)
 @given(ROWS)
 def test_mean_and_covariance_equal_the_reference(rows):
     state = of_rows(rows)
@@ -49,7 +45,6 @@ def test_mean_and_covariance_equal_the_reference(rows):
     np.testing.assert_allclose(covariance(state), expected, atol=1e-9)
 
 
-@settings(deadline=None)
 @given(ROWS)
 def test_trace_and_operator_norm_equal_numpy(rows):
     state = of_rows(rows)

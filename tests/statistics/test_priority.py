@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.reference.unembedding import reference_margin, reference_unembedding_gradient
 
@@ -36,7 +36,6 @@ def test_hand_values():
     np.testing.assert_allclose(equal_rate_mixture(kernel), [2 / 7, 5 / 7])
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_equal_shares_give_the_papers_priority_level(seed):
     kernel, means = random_kernel(seed)
@@ -84,7 +83,6 @@ def test_initial_rates_are_those_of_the_losses_under_gradient_flow(objective):
     np.testing.assert_allclose(rates, expected, rtol=1e-9)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_equal_rate_mixture_gives_equal_rates_wherever_one_exists(seed):
     kernel, _ = random_kernel(seed)

@@ -84,7 +84,7 @@ def assert_same(left, right):
 
 def test_small_blocks_change_nothing(monkeypatch):
     expected = figures(measured())
-    monkeypatch.setattr(moments, "ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(moments, "NUMBERS_AT_ONCE", 3 * DIM)
     data = measured()
     training_kernel(data)
     alignments(data)
@@ -96,14 +96,14 @@ def test_small_blocks_change_nothing(monkeypatch):
 def test_row_order_changes_nothing_where_some_rows_are_resampled(monkeypatch, resampled):
     monkeypatch.setattr(behaviours, "RESAMPLED_ROWS", resampled)
     monkeypatch.setattr(behaviours, "RARE_ROWS", 3)
-    monkeypatch.setattr(moments, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(moments, "NUMBERS_AT_ONCE", 7 * DIM)
     order = np.random.default_rng(3).permutation(70)
     assert_same(figures(measured(asks=40, writes=30)), figures(measured(asks=40, writes=30, order=order)))
 
 
 def test_figures_of_all_rows_equal_the_slow_ones(monkeypatch):
     monkeypatch.setattr(behaviours, "RESAMPLED_ROWS", 10)
-    monkeypatch.setattr(moments, "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(moments, "NUMBERS_AT_ONCE", 4 * DIM)
     data = measured()
     rows = {row["behaviour"]: row for row in behaviour_rows(data, training_kernel(data), draws=5, seed=0)[:2]}
     asks, writes = (data.members(name, "train") for name in ("asks", "writes"))

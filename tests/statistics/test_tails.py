@@ -49,7 +49,7 @@ def test_the_norm_is_the_orlicz_norm(alpha):
     assert mean == pytest.approx(2.0, rel=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(1e-6, 1e6), st.floats(-1e3, 1e3))
 def test_shift_and_scale_act_as_they_should(scale, shift):
     values = np.random.default_rng(2).normal(size=300)

@@ -213,7 +213,6 @@ def test_as_json_spells_the_intervals_out():
 VALUES = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=3, max_size=12)
 
 
-@settings(deadline=None)
 @given(VALUES)
 def test_spearman_equals_scipy_with_ties(values):
     left, right = (list(map(float, side)) for side in zip(*values, strict=True))
@@ -227,7 +226,7 @@ def test_spearman_of_fewer_than_three_values_is_undefined():
     assert np.isnan([spearman([], []), spearman([1.0], [2.0]), spearman([1.0, 2.0], [1.0, 2.0])]).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10_000), st.integers(3, 20), st.floats(-3, 3))
 def test_margin_fit_equals_linear_regression(seed, count, slope):
     generator = np.random.default_rng(seed)

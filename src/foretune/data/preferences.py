@@ -12,7 +12,7 @@ from foretune.data.rankings import ORDERS
 from foretune.data.rows import RowReader, check_left, check_weight_column, common_format
 from foretune.data.sources import Part, Source, read_source
 from foretune.data.splits import Pair, held_out_prompts, limit_pairs
-from foretune.data.tables import EXTRAS
+from foretune.data.tables import EXTRAS, columns_of
 from foretune.errors import UserError
 
 if TYPE_CHECKING:
@@ -222,7 +222,7 @@ def _notes(
 def _tables(table: "datasets.Dataset", pairs: Splits) -> tuple["datasets.Dataset", "datasets.Dataset | None"]:
     """The kept rows of each split: two selections of one table, so that both sides have the same columns and types."""
     unit = "ranking" if "ranking" in table.column_names else "pair_id"
-    ids = table.with_format("numpy", columns=[unit])[:][unit]
+    ids = columns_of(table, [unit])[unit]
     order = np.argsort(ids, kind="stable")
 
     def rows(split: str) -> "datasets.Dataset":

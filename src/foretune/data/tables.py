@@ -3,7 +3,7 @@
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from foretune.errors import UserError
 if TYPE_CHECKING:
     import datasets
     import pyarrow
+    from numpy.typing import NDArray
 
 EXTRAS = ("tools", "chat_template_kwargs", "margin")
 ROWS_AT_ONCE = 1000
@@ -126,6 +127,14 @@ def _check_one_kind(counts: dict[str, int]) -> None:
             f"{counts['conversations']} rows are conversations and {counts['text']} are text; "
             "load them as two data sets."
         )
+
+
+def columns_of(rows: "datasets.Dataset", names: Sequence[str]) -> "dict[str, NDArray]":
+    """Columns of numbers, read in blocks: of a selection of rows, `datasets` would gather all columns at one time."""
+    import numpy as np
+
+    blocks = [*rows.select_columns([*names]).with_format("arrow").iter(ROWS_AT_ONCE)]
+    return {name: np.concatenate([block[name].to_numpy() for block in blocks]) for name in names}
 
 
 def _column(name: str, rows: list[dict[str, Any]]) -> "pyarrow.Array":

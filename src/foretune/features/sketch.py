@@ -46,28 +46,25 @@ class TensorSketch:
         sketch[:, : signed.shape[1] - whole] += signed[:, whole:]
         return sketch
 
-    def one_hot_rows(self, places: Tensor, values: Tensor, owner: Tensor, count: int) -> Tensor:
-        """Count sketch of sparse vocabulary vectors: value i at place i of vector owner i; → (count, dim)."""
-        flat = owner * self.dim + places % self.dim
-        sketch = values.new_zeros(count * self.dim).index_add(0, flat, values * self._sign[places])
-        return sketch.view(count, self.dim)
+    def spectra(self, count: int) -> Tensor:
+        """Those of `count` sums of nothing, for `add_products`; complex, shape (count, dim // 2 + 1)."""
+        return torch.zeros(count, self.dim // 2 + 1, dtype=torch.complex64, device=self.place.device)
 
-    def products(self, row_sketches: Tensor, states: Tensor, owner: Tensor, count: int) -> Tensor:
-        """Sketch of Σ r hᵀ over the members of each group.
+    def add_products(self, spectra: Tensor, row_sketches: Tensor, states: Tensor, owner: Tensor) -> None:
+        """Add products r hᵀ to the sums that they belong to, in place: a convolution is a product of spectra.
 
         Args:
+            spectra: of `spectra`.
             row_sketches: count sketches of the r, shape (n, dim).
             states: the h, shape (n, hidden).
-            owner: group of each member, shape (n,).
-            count: number of groups.
-
-        Returns:
-            Shape (count, dim).
+            owner: number of each product's sum, shape (n,).
         """
         columns = _count_sketch(states, self._column_sign, self._column_bucket, self.dim)
-        spectrum = torch.fft.rfft(row_sketches) * torch.fft.rfft(columns)
-        grouped = spectrum.new_zeros(count, spectrum.shape[1]).index_add(0, owner, spectrum)
-        return torch.fft.irfft(grouped, n=self.dim)
+        spectra.index_add_(0, owner, torch.fft.rfft(row_sketches) * torch.fft.rfft(columns))
+
+    def of_spectra(self, spectra: Tensor) -> Tensor:
+        """Sketches of the sums Σ r hᵀ, shape (count, dim)."""
+        return torch.fft.irfft(spectra, n=self.dim)
 
 
 def _signs(length: int, generator: torch.Generator) -> Tensor:

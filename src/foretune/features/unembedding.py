@@ -27,6 +27,9 @@ from foretune.models.head import Head, head_of
 from foretune.scores.log_probs import states_at_once, sum_by_response
 
 PAIRS_PER_SHARD = 256
+# States whose count sketches and spectra exist at any one time; on a CPU they stay in its cache.
+SKETCHED_AT_ONCE = {"cpu": 128}
+SKETCHED_AT_ONCE_OF_OTHERS = 2**14
 
 
 class PairFeatures(NamedTuple):
@@ -111,9 +114,9 @@ def _measure_block(
 ) -> dict[str, Tensor]:
     states = forward.states(pairs)
     targets = Targets(*(part.to(states.device) for part in targets_of(pairs)))
-    with float32_products_of(head.numbers):
-        row_sketches, log_probs = _residuals(head, sketch, states, targets)
     owner = _owner_of_states(pairs).to(states.device)
+    with float32_products_of(head.numbers):
+        sketches, log_probs = _sketched(head, sketch, states, targets, owner)
     scores = sum_by_response(log_probs, targets, len(pairs))
     chosen_mean, rejected_mean = _response_means(states.float(), pairs)
     return {
@@ -123,22 +126,27 @@ def _measure_block(
         "first_state": states[first_states(pairs)],
         "chosen_mean": chosen_mean,
         "rejected_mean": rejected_mean,
-        "sketch": sketch.products(row_sketches, states.float(), owner, len(pairs)),
+        "sketch": sketches,
     }
 
 
-def _residuals(head: Head, sketch: TensorSketch, states: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Count sketches of each state's signed residual Σ ±(e_y − p), and the log-probability of each target.
+def _sketched(
+    head: Head, sketch: TensorSketch, states: Tensor, targets: Targets, owner: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sketches of each pair's Σ r hᵀ, residuals r = Σ ±(e_y − p), and the log-probability of each target.
 
-    The head's vocabulary is in the sketch's order. At the state that both responses start from, p cancels: chosen and
-    rejected are scored on the same softmax.
+    Some states at a time: neither residuals nor their count sketches of all states are ever there. The head's
+    vocabulary is in the sketch's order. At the state that both responses start from, p cancels: chosen and rejected
+    are scored on the same softmax.
     """
     places = sketch.place[targets.token]
     token_logits = head.token_logits(states[targets.state], places)
-    found = sketch.one_hot_rows(places, targets.sign * head.slope(token_logits), targets.state, len(states))
+    values = targets.sign * head.slope(token_logits)
     softmax_count = states.new_zeros(len(states), dtype=torch.float32).index_add(0, targets.state, targets.sign)
     normaliser = torch.empty(len(states), device=states.device)
-    for start in range(0, len(states), step := states_at_once(head)):
+    spectra = sketch.spectra(int(owner[-1]) + 1)
+    step = min(states_at_once(head), SKETCHED_AT_ONCE.get(states.device.type, SKETCHED_AT_ONCE_OF_OTHERS))
+    for start in range(0, len(states), step):
         chunk = slice(start, start + step)
         logits = head.logits(states[chunk])
         factor = None if head.softcap is None else head.slope(logits)
@@ -146,9 +154,11 @@ def _residuals(head: Head, sketch: TensorSketch, states: Tensor, targets: Target
         powers = logits.sub_(largest).exp_()
         total = powers.sum(-1, keepdim=True)
         normaliser[chunk] = (largest + total.log())[:, 0]
-        softmax = powers.mul_(softmax_count[chunk, None] / total).mul_(head.scale if factor is None else factor)
-        found[chunk] -= sketch.rows(softmax)
-    return found, token_logits - normaliser[targets.state]
+        residuals = powers.mul_(-softmax_count[chunk, None] / total).mul_(head.scale if factor is None else factor)
+        here = (targets.state >= start) & (targets.state < start + step)
+        residuals.index_put_((targets.state[here] - start, places[here]), values[here], accumulate=True)
+        sketch.add_products(spectra, sketch.rows(residuals), states[chunk].float(), owner[chunk])
+    return sketch.of_spectra(spectra), token_logits - normaliser[targets.state]
 
 
 def first_states(pairs: Sequence[EncodedPair]) -> list[int]:

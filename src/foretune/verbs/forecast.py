@@ -212,7 +212,8 @@ def forecast_key(prepared: Prepared) -> str:
     job, ours = prepared.job, prepared.job.ours
     # `explicit` holds every argument that differs from a default; output_dir and reporting change no number
     settings = {name: value for name, value in job.explicit.items() if name not in IRRELEVANT}
-    return sha256_of(features_key(prepared), settings, ours.alone_mass, ours.observations, ours.observe_pairs)
+    observed = prepared.pairs.pair_id[prepared.observed].tolist()
+    return sha256_of(features_key(prepared), settings, ours.alone_mass, ours.observations, observed)
 
 
 # Arguments that change no number of a forecast.

@@ -11,6 +11,7 @@ from datasets import Dataset
 from foretune import processes
 from foretune.data import PreferenceData
 from foretune.data.formats import UNPAIRED
+from foretune.data.tables import columns_of
 from foretune.errors import UserError
 from foretune.models.encoding import Lost, encode
 from foretune.models.load import LoadedModel, load_model, weights_hash
@@ -170,8 +171,7 @@ class Prepared(NamedTuple):
         if rows is None:
             return None
         kept = self.pairs.pair_id[self.pairs.is_train == (split == "train")]
-        ids = rows.with_format("numpy", columns=["pair_id"])[:]["pair_id"]
-        return rows.select(np.flatnonzero(np.isin(ids, kept)))
+        return rows.select(np.flatnonzero(np.isin(columns_of(rows, ["pair_id"])["pair_id"], kept)))
 
 
 def load_reference(job: Job, *, to_train: bool = False) -> LoadedModel:
@@ -236,7 +236,7 @@ def contrasts_of(data: PreferenceData, pairs: EncodedPairs) -> Contrasts | None:
     if "ranking" not in data.train.column_names:
         return None
     names = ["pair_id", "ranking", "chosen_rank", "rejected_rank"]
-    parts = [rows.with_format("numpy", columns=names)[:] for rows in (data.train, data.test) if rows is not None]
+    parts = [columns_of(rows, names) for rows in (data.train, data.test) if rows is not None]
     ids, *columns = (np.concatenate([part[name] for part in parts]) for name in names)
     order = np.argsort(ids)
     place = order[np.searchsorted(ids, pairs.pair_id, sorter=order)]
