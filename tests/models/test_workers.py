@@ -72,3 +72,27 @@ def test_beginnings_are_kept_within_bounds(count, monkeypatch):
         found = ForwardPass(model, overhead=0).states(pairs)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert len(most) == 20 and max(most) <= 5  # nine tokens each: two in a wave, two kept from it, one begun
+
+
+def test_a_beginning_is_kept_for_the_next_call_and_forgotten_when_that_does_not_use_it(monkeypatch):
+    computed = []
+
+    class Counted(forward_pass.Beginning):
+        def __init__(self, length):
+            super().__init__(length)
+            computed.append(length)
+
+    def pairs(first, length):
+        prompt = [first, *range(1, length)]
+        return [EncodedPair(n, "b", "train", 1.0, [*prompt, 50 + n], [7], [8], False) for n in range(2)]
+
+    torch.manual_seed(0)
+    model = random_llama(128).eval()
+    expected = ForwardPass(model, share=False).states(pairs(11, 6))
+    monkeypatch.setattr(forward_pass, "Beginning", Counted)
+    forward = ForwardPass(model, overhead=0)
+    for call in (pairs(11, 6), pairs(11, 6) + pairs(12, 7), pairs(11, 6)):
+        torch.testing.assert_close(forward.states(call)[: len(expected)], expected, atol=1e-5, rtol=1e-5)
+    assert computed == [6, 7]
+    forward.states(pairs(12, 7))
+    assert computed == [6, 7, 7]

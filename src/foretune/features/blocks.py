@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from foretune import processes
 from foretune.features.store import ShardStore
+from foretune.memory import give_back
 from foretune.models.encoding import EncodedPair
 from foretune.models.sharded import keep_company
 
@@ -43,6 +44,8 @@ def measure_blocks(
     for index in processes.mine(missing):
         found = compute(pairs[bounds[index] : bounds[index + 1]])
         store.write(index, {name: tensor.cpu() for name, tensor in found.items()})
+        del found
+        give_back()
         left = max(0, left - processes.count())
         progress(max(0, len(pairs) - left * block))
     keep_company(model)

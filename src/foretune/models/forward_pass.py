@@ -67,11 +67,14 @@ class ForwardPass:
         # where parameters are divided, all processes gather them in one order
         self._workers = 1 if is_sharded(model) else num_workers(self.device)
         self._beginnings: dict[tuple[int, ...], Beginning] = {}
+        self._earlier: dict[tuple[int, ...], Beginning] = {}
 
     @torch.no_grad()
     def states(self, pairs: Sequence[Tree]) -> Tensor:
         """Final hidden states that predict response tokens, shape (Σ num_states, hidden), in the order of `pairs`."""
         parts: list[Tensor] = [torch.empty(0)] * len(pairs)
+        # what no pair of the call before began with is forgotten: a template is there in each of them
+        self._earlier, self._beginnings = self._beginnings, {}
         in_trees = tree_attention_of(self._model) if self._share else nullcontext()
         with in_trees, float32_products_of(self._dtype) if self._share else nullcontext():
             for batches in self._waves(pairs):
@@ -81,6 +84,7 @@ class ForwardPass:
                 for batch, found in zip(batches, results, strict=True):
                     for member, part in zip(batch.members, found, strict=True):
                         parts[member] = part
+        self._earlier = {}
         return torch.cat(parts)
 
     def _waves(self, pairs: Sequence[Tree]) -> Iterator[list[_Batch]]:
@@ -110,7 +114,7 @@ class ForwardPass:
     def _beginning(self, tokens: list[int]) -> Beginning:
         """The beginning's keys and values: kept ones, or computed; the longest unused are forgotten first."""
         key = tuple(tokens)
-        kept = self._beginnings.pop(key, None) or self._computed(tokens)
+        kept = self._beginnings.pop(key, None) or self._earlier.pop(key, None) or self._computed(tokens)
         self._beginnings[key] = kept
         while len(self._beginnings) > 1 and sum(map(len, self._beginnings)) > KEPT_TOKENS:
             del self._beginnings[next(iter(self._beginnings))]

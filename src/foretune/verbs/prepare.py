@@ -13,6 +13,7 @@ from foretune.data import PreferenceData
 from foretune.data.formats import UNPAIRED
 from foretune.data.tables import columns_of
 from foretune.errors import UserError
+from foretune.memory import give_back
 from foretune.models.encoding import Lost, encode
 from foretune.models.load import LoadedModel, load_model, weights_hash
 from foretune.models.pairs import EncodedPairs
@@ -210,6 +211,7 @@ def prepare(job: Job, *, loaded: LoadedModel | None = None) -> Prepared:
         if rows is not None
     ]
     pairs = EncodedPairs(chain.from_iterable(parts))
+    give_back()
     counts = []
     for row in data.info.counts:
         group = (row["behaviour"], row["split"])
