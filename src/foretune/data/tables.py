@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -133,8 +134,13 @@ def columns_of(rows: "datasets.Dataset", names: Sequence[str]) -> "dict[str, NDA
     """Columns of numbers, read in blocks: of a selection of rows, `datasets` would gather all columns at one time."""
     import numpy as np
 
-    blocks = [*rows.select_columns([*names]).with_format("arrow").iter(ROWS_AT_ONCE)]
+    blocks: list[Any] = [*rows.select_columns([*names]).with_format("arrow").iter(ROWS_AT_ONCE)]
     return {name: np.concatenate([block[name].to_numpy() for block in blocks]) for name in names}
+
+
+def opened_anew(rows: "datasets.Dataset") -> "datasets.Dataset":
+    """The same rows, mapped once more: what is read of a file stays resident until the mapping is dropped."""
+    return pickle.loads(pickle.dumps(rows)) if rows.cache_files else rows
 
 
 def _column(name: str, rows: list[dict[str, Any]]) -> "pyarrow.Array":

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
-# In memory while a source is read: 8 MB of float64, which stay in a cache and are not fetched from the system each time.
+# In memory while a source is read: 8 MB of float64, which stay in a cache and are not fetched from the system anew.
 NUMBERS_AT_ONCE = 2**20
 
 

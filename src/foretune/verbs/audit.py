@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from foretune import processes
+from foretune.data.tables import opened_anew
 from foretune.dynamics.curves import ALL
 from foretune.errors import UserError
 from foretune.features.probes import Probes, probe
@@ -288,7 +289,7 @@ def texts_of(prepared: Prepared) -> Iterator[dict[str, Any]]:
     """Prompt, chosen and rejected of each pair, in the order of the pairs, and what places it in a ranking."""
     for split in ("train", "test"):
         if (rows := prepared.rows(split)) is not None:
-            yield from rows.select_columns([*SIDES, *(name for name in RANKING if name in rows.column_names)])
+            yield from opened_anew(rows).select_columns([*SIDES, *(name for name in RANKING if name in rows.column_names)])
 
 
 def finding_columns(prepared: Prepared, alignment: np.ndarray) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from datasets import Dataset
 from foretune import processes
 from foretune.data import PreferenceData
 from foretune.data.formats import UNPAIRED
-from foretune.data.tables import columns_of
+from foretune.data.tables import columns_of, opened_anew
 from foretune.errors import UserError
 from foretune.memory import give_back
 from foretune.models.encoding import Lost, encode
@@ -206,11 +206,12 @@ def prepare(job: Job, *, loaded: LoadedModel | None = None) -> Prepared:
     limits = {"max_length": job.training.max_length, "context": context}
     lost = Lost.nothing()
     parts = [
-        encode(rows, loaded.tokenizer, split=split, lost=lost, **limits)
+        encode(opened_anew(rows), loaded.tokenizer, split=split, lost=lost, **limits)
         for split, rows in (("train", data.train), ("test", data.test))
         if rows is not None
     ]
     pairs = EncodedPairs(chain.from_iterable(parts))
+    del parts
     give_back()
     counts = []
     for row in data.info.counts:
