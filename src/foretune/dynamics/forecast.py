@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as t_distribution
 
 from foretune import processes
+from foretune.dynamics.by_heart import ByHeart
 from foretune.dynamics.closed_form import second_order_weights
 from foretune.dynamics.curves import curve_rows, learning_order
 from foretune.dynamics.flow import gradient_flow
@@ -64,6 +65,7 @@ class ForecastProblem(NamedTuple):
         past: what was observed of the pilot, at `followed(observed)`.
         renewal: where margins are linearised anew (see `simulate_run`).
         variants: asked after the joint run for runs that could be instead, two at least, for its band; or none.
+        place: the measured pair that each pair is, or that stands for it, shape (n,); None: all are themselves.
     """
 
     margins: MarginModel
@@ -84,6 +86,13 @@ class ForecastProblem(NamedTuple):
     past: SimulatedRun | None = None
     renewal: Renewal | None = None
     variants: Callable[[], Sequence[Variant]] = tuple
+    place: NDArray[np.int64] | None = None
+
+    def by_heart(self, rows: NDArray[np.int64]) -> ByHeart | None:
+        """What a run on these rows would learn by heart."""
+        if self.place is None:
+            return None
+        return ByHeart.of(self.place, rows, self.observed, self.behaviour_of, self.split_of == "train")
 
     def offsets(self, pairs: NDArray[np.int64]) -> FloatArray:
         """What the loss adds to the margins of some pairs, shape (len(pairs),)."""
@@ -150,6 +159,7 @@ def _joint(problem: ForecastProblem, margins: MarginModel, renewal: Renewal | No
             observations=problem.observations,
             checkpoint=problem.checkpoint,
             renewal=renewal,
+            by_heart=problem.by_heart(problem.train_pairs),
         )
 
 
@@ -214,6 +224,7 @@ def _alone(problem: ForecastProblem, margins: MarginModel, behaviour: str, joint
             offsets=problem.offsets(own),
             observed=problem.followed(members),
             observations=problem.observations,
+            by_heart=problem.by_heart(own),
         )
     rows = _rows(problem, "simulated_run", "alone", run.steps, run.margins, members)
     return rows + _flows(problem, "alone", own, joint, members)

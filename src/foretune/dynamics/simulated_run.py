@@ -5,7 +5,6 @@ be repeated without the model. The loop is transformers' `Trainer` itself, with 
 schedule, warm-up, clipping, accumulation, epochs, seed and batch order are the real ones by construction.
 """
 
-import copy
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from foretune.dynamics.arguments import in_order, quiet_copy
+from foretune.dynamics.by_heart import TIMES, ByHeart
 from foretune.dynamics.curves import observation_steps
 from foretune.errors import UserError
 from foretune.features.coordinates import Coordinates
@@ -117,6 +118,7 @@ def simulate_run(
     offsets: NDArray[np.float64] | None = None,
     checkpoint: Path | None = None,
     renewal: Renewal | None = None,
+    by_heart: ByHeart | None = None,
 ) -> SimulatedRun:
     """Train with `arguments` on the margins of `problem` and record them.
 
@@ -134,6 +136,7 @@ def simulate_run(
         checkpoint: where the real run was stopped that this one goes on from: its optimiser, schedule, place in the
             data and generators are taken over; `problem` starts at its parameters.
         renewal: asked after every step for another model of the margins, before margins are recorded.
+        by_heart: takes off, for the loss and for the record, what measured pairs learn that stand for others.
 
     Raises:
         UserError: an optimiser that mixes coordinates, where not all of them are there.
@@ -148,7 +151,15 @@ def simulate_run(
         arguments.per_device_train_batch_size *= 2
     with tempfile.TemporaryDirectory() as scratch:
         model = _Parameters(problem.start())
-        recorder = _Recorder(problem, model, torch.as_tensor(np.asarray(observed)), observations, renewal)
+        recorder = _Recorder(
+            problem,
+            model,
+            torch.as_tensor(np.asarray(observed)),
+            observations,
+            renewal,
+            by_heart,
+            isinstance(objective, SidedLoss),
+        )
         trainer = _Trainer(
             model=model,
             args=quiet_copy(arguments, scratch),
@@ -241,7 +252,7 @@ class _Trainer(Trainer):
 
     def _margins(self, model, pairs):
         parameters = self.recorder.model.by_name if model is self.recorder.model else model()
-        return self.recorder.problem.margins(parameters, pairs, training=True)
+        return self.recorder.without(self.recorder.problem.margins(parameters, pairs, training=True), pairs)
 
     def _sides(self, model, loss, rows):
         """Chosen and rejected scores of some rows, exchanged where labels are flipped."""
@@ -306,35 +317,67 @@ def _coordinates_of(value: Any, coordinates: Coordinates | None) -> Any:
 
 class _Recorder(TrainerCallback):
     def __init__(
-        self, problem: MarginModel, model: _Parameters, observed: Tensor, observations: int, renewal: Renewal | None
+        self,
+        problem: MarginModel,
+        model: _Parameters,
+        observed: Tensor,
+        observations: int,
+        renewal: Renewal | None,
+        by_heart: ByHeart | None,
+        sided: bool,
     ) -> None:
         self.problem, self.model, self.observed, self.observations = problem, model, observed, observations
-        self.renewal = renewal
+        self.renewal, self.by_heart = renewal, by_heart
+        # where margins begin, and chosen scores
+        self.firsts = (0, by_heart.share.shape[1]) if by_heart and sided else (0,)
+        self.begun: dict[int, Tensor] = {}
+        self.shift: Tensor | None = None
         self.observe_at: set[int] = set()
+        self.shift_at: set[int] = set()
         self.steps: list[int] = []
         self.margins: list[NDArray[np.float64]] = []
         self.learning_rates: list[float] = []
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.observe_at = set(observation_steps(state.max_steps, self.observations))
+        self.shift_at = set(observation_steps(state.max_steps, TIMES)) if self.by_heart else set()
         self.record(state.global_step)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.learning_rates.append(float(kwargs["lr_scheduler"].get_last_lr()[0]))
 
-    @torch.no_grad()
     def on_step_end(self, args, state, control, **kwargs):
-        if self.renewal is not None and state.global_step < state.max_steps:
-            self.problem = self.renewal(state.global_step, self.model.by_name) or self.problem
+        with torch.no_grad():
+            if self.renewal is not None and state.global_step < state.max_steps:
+                self.problem = self.renewal(state.global_step, self.model.by_name) or self.problem
+        if state.global_step in self.shift_at:
+            self.shift = self._shift()
         if state.global_step in self.observe_at:
             self.record(state.global_step)
 
-    @torch.no_grad()
     def record(self, step: int) -> None:
-        parts = self.observed.split(PAIRS_AT_ONCE)
-        margins = torch.cat([self.problem.margins(self.model.by_name, part) for part in parts])
+        margins, shift = self._margins_of(self.observed), self._shift()
         self.steps.append(step)
-        self.margins.append(margins.double().cpu().numpy())
+        self.margins.append((margins if shift is None else margins - shift[self.observed]).numpy())
+
+    def without(self, margins: Tensor, pairs: Tensor) -> Tensor:
+        """Margins of some pairs as the loss should see them."""
+        return margins if self.shift is None else margins - self.shift[pairs].to(margins)
+
+    def _shift(self) -> Tensor | None:
+        """What to take off every margin now, and every chosen score."""
+        if self.by_heart is None:
+            return None
+        found = []
+        for first in self.firsts:
+            margins = self._margins_of(torch.from_numpy(self.by_heart.seen_and_held + first))
+            found.append(self.by_heart.shift((margins - self.begun.setdefault(first, margins)).numpy()))
+        return torch.from_numpy(np.concatenate(found))
+
+    @torch.no_grad()
+    def _margins_of(self, pairs: Tensor) -> Tensor:
+        parts = pairs.split(PAIRS_AT_ONCE)
+        return torch.cat([self.problem.margins(self.model.by_name, part) for part in parts]).double().cpu()
 
 
 class _Rows(torch.utils.data.Dataset):
@@ -348,39 +391,3 @@ class _Rows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> int:
         return int(self._order[index])
-
-
-def in_order(arguments: TrainingArguments) -> TrainingArguments:
-    """A copy that takes rows in their order, as KTO's trainer does."""
-    ordered = copy.copy(arguments)
-    ordered.train_sampling_strategy = "sequential"
-    return ordered
-
-
-def quiet_copy(arguments: TrainingArguments, scratch: str) -> TrainingArguments:
-    """A copy that computes the same steps but reports, saves and evaluates nothing."""
-    quiet = copy.copy(arguments)
-    changes = {
-        "output_dir": scratch,
-        "report_to": [],
-        "save_strategy": "no",
-        "eval_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
-        "gradient_checkpointing": False,  # its name before transformers 5.20
-        "activation_checkpointing": False,
-        "remove_unused_columns": False,
-        "push_to_hub": False,
-        "load_best_model_at_end": False,
-        "resume_from_checkpoint": None,
-        "torch_compile": False,
-        "fsdp": False,
-        "fsdp_plugin_args": None,
-        "ddp_find_unused_parameters": False,  # all of W is used, and DDP would not find it in an output that is W
-        "dataloader_num_workers": 0,
-        "dataloader_prefetch_factor": None,
-        "dataloader_persistent_workers": False,
-    }
-    for name, value in changes.items():
-        setattr(quiet, name, value)
-    return quiet

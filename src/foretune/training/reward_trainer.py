@@ -18,8 +18,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import RewardConfig, RewardTrainer
 
+from foretune.dynamics.arguments import quiet_copy
 from foretune.dynamics.curves import observation_steps
-from foretune.dynamics.simulated_run import quiet_copy
 from foretune.training.terminal import quieten
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from foretune import processes
-from foretune.data.tables import opened_anew
 from foretune.dynamics.curves import ALL
 from foretune.errors import UserError
 from foretune.features.probes import Probes, probe
@@ -290,7 +289,7 @@ def texts_of(prepared: Prepared) -> Iterator[dict[str, Any]]:
     for split in ("train", "test"):
         if (rows := prepared.rows(split)) is not None:
             names = [*SIDES, *(name for name in RANKING if name in rows.column_names)]
-            yield from opened_anew(rows).select_columns(names)
+            yield from rows.select_columns(names)
 
 
 def finding_columns(prepared: Prepared, alignment: np.ndarray) -> dict[str, np.ndarray]:

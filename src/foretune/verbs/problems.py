@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from foretune import processes
+from foretune.dynamics.arguments import in_order
 from foretune.dynamics.forecast import ForecastProblem, Variant
 from foretune.dynamics.head_problem import head_problem
 from foretune.dynamics.linearised import Tangent
 from foretune.dynamics.relinearise import MOST_PASSES, Relinearisation, affordable_interval
-from foretune.dynamics.simulated_run import MarginModel, in_order
+from foretune.dynamics.simulated_run import MarginModel
 from foretune.features.unembedding import read_states
 from foretune.models.head import head_of
 from foretune.objectives import Objective, RankingObjective, SidedObjective, unpaired_order
@@ -102,6 +103,7 @@ def twin_problem(
         past=begun and begun.past,
         renewal=renewal,
         variants=lambda: _variants(prepared, lineariser, step),
+        place=lineariser.place[: len(prepared.pairs)],
     )
 
 

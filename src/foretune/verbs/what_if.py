@@ -16,8 +16,10 @@ from foretune import processes
 from foretune.data.formats import UNPAIRED
 from foretune.data.splits import stable_hash
 from foretune.dynamics.anchors import Anchors
+from foretune.dynamics.arguments import in_order
+from foretune.dynamics.by_heart import ByHeart
 from foretune.dynamics.curves import curve_rows
-from foretune.dynamics.simulated_run import SimulatedRun, in_order, simulate_run
+from foretune.dynamics.simulated_run import SimulatedRun, simulate_run
 from foretune.errors import UserError
 from foretune.objectives import LossOfPairs, Objective, SidedLoss, unpaired_order
 from foretune.records import RunFolder, load_run
@@ -94,6 +96,11 @@ class StoredTwin:
         """What is recorded of the observed pairs: their margins and, of a sided loss, their chosen scores."""
         chosen = self.observed + len(self.pairs["pair_id"])
         return np.concatenate([self.observed, chosen]) if self.sided else self.observed
+
+    def by_heart(self, place: np.ndarray, rows: np.ndarray) -> ByHeart | None:
+        """What a run on these rows would learn by heart."""
+        behaviour_of = self.pairs["behaviour"]
+        return ByHeart.of(place[: len(behaviour_of)], rows, self.observed, behaviour_of, self.pairs["split"] == "train")
 
     def loss(self, name: str, job: Job) -> LossOfPairs:
         """A loss of all pairs, with a job's arguments.
@@ -180,6 +187,7 @@ def what_if(
             offsets=turned * offsets,
             checkpoint=twin.folder.path / "pilot" / "checkpoint" if first else None,
             renewal=lambda step, _: twin.anchors.get(step),
+            by_heart=twin.by_heart(start.place, rows),
         )
     if first:
         simulated = simulated.after(twin.base)

@@ -1,0 +1,94 @@
+"""What a simulated run would learn by heart, where few measured pairs stand for many rows.
+
+A step on a row raises its own margin by some c more than those of rows like it. A measured pair that stands for r rows
+takes r such steps: the training pairs of a behaviour end about r c above its held-out ones, where those of the real
+run end c above them. So 1 − 1/r of the gap is no part of the run, and neither the loss nor what is recorded may see
+it. (Our own derivation. That the loss does not see it keeps the steps as large as the real ones.)
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretune.statistics.moments import FloatArray
+
+# How often along a run the gaps are taken.
+TIMES = 20
+
+
+class ByHeart(NamedTuple):
+    """Where the gaps of K behaviours are seen, and whose margins they are part of.
+
+    Attributes:
+        sides: of each behaviour two measured training pairs or more, and as many held-out ones.
+        share: of its behaviour's gap that is no part of a pair's margin: 1 − 1/r, or 0; shape (K, n).
+    """
+
+    sides: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    share: FloatArray
+
+    @classmethod
+    def of(
+        cls,
+        place: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        observed: NDArray[np.int64],
+        behaviour_of: np.ndarray,
+        is_train: NDArray[np.bool_],
+    ) -> "ByHeart | None":
+        """None where each pair stands for itself alone, or too few are held out to tell.
+
+        Args:
+            place: the measured pair that each pair is, or that stands for it, shape (n,).
+            rows: the pairs that are trained on.
+            observed: measured pairs, held-out ones among them.
+            behaviour_of: shape (n,).
+            is_train: shape (n,).
+        """
+        sides, share = [], []
+        for name in np.unique(behaviour_of[rows]):
+            own = rows[behaviour_of[rows] == name]
+            trained = (behaviour_of == name) & is_train & np.isin(place, place[own])
+            seen = observed[trained[observed]]
+            held = observed[((behaviour_of == name) & ~is_train)[observed]]
+            repeats = len(own) / len(np.unique(place[own]))
+            if repeats > 1 and min(len(seen), len(held)) > 1:
+                sides.append((seen, held))
+                share.append((1 - 1 / repeats) * trained)
+        return cls(sides, np.stack(share)) if sides else None
+
+    @property
+    def seen_and_held(self) -> NDArray[np.int64]:
+        """The pairs that `shift` wants to know of, side by side."""
+        return np.concatenate([side for both in self.sides for side in both])
+
+    def shift(self, learned: FloatArray) -> FloatArray:
+        """What is no part of each pair's margin, shape (n,).
+
+        Args:
+            learned: what the simulation has added to the margins of `seen_and_held`.
+        """
+        parts = iter(np.split(learned, np.cumsum([len(side) for both in self.sides for side in both])[:-1]))
+        both = [(seen, next(parts)) for seen in parts]
+        gap = np.array([seen.mean() - held.mean() for seen, held in both])
+        noise = np.array([sum(side.var(ddof=1) / len(side) for side in own) for own in both])
+        return shrunk(gap, noise) @ self.share
+
+
+def shrunk(gap: FloatArray, noise: FloatArray) -> FloatArray:
+    """Gaps of K behaviours, nearer to their mean the less of what differs is more than noise (empirical Bayes).
+
+    Args:
+        gap: shape (K,).
+        noise: their squared standard errors, shape (K,).
+
+    >>> shrunk(np.array([1.0, 3.0]), np.array([0.0, 0.0]))
+    array([1., 3.])
+    >>> shrunk(np.array([1.0, 3.0]), np.array([9.0, 9.0]))
+    array([2., 2.])
+    """
+    if len(gap) == 1:
+        return gap
+    spread = max(gap.var(ddof=1) - noise.mean(), 0.0)
+    return gap.mean() + (gap - gap.mean()) * spread / np.where(spread + noise > 0, spread + noise, 1.0)

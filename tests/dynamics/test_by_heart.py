@@ -1,0 +1,152 @@
+"""What stand-ins would learn by heart is no part of a simulated run: about all of it, and nothing else."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import TrainingArguments
+
+from foretune.dynamics.by_heart import ByHeart, shrunk
+from foretune.dynamics.simulated_run import simulate_run
+from foretune.objectives import DPO
+
+TRAIN, HELD, DIM = 60, 40, 200
+IS_TRAIN = np.arange(TRAIN + HELD) < TRAIN
+NAMES = np.repeat("b", TRAIN + HELD)
+
+
+class Linear(NamedTuple):
+    """Margins linear in one vector."""
+
+    features: torch.Tensor
+    offset: torch.Tensor
+    sampled: dict = {}
+    decayed: None = None
+
+    def start(self):
+        return {"w": torch.zeros(self.features.shape[1])}
+
+    def margins(self, parameters, pairs, *, training=False):  # noqa: ARG002
+        return self.features[pairs] @ parameters["w"] + self.offset[pairs]
+
+
+def rows(seed, pull):
+    """Features of training and held-out rows: a common part, and one of their own."""
+    generator = np.random.default_rng(seed)
+    own = generator.normal(size=(TRAIN + HELD, DIM)) / 3
+    return torch.tensor(own + pull / np.sqrt(DIM), dtype=torch.float32)
+
+
+def simulated(features, place, tmp_path, *, by_heart=None, offset=0.0, steps=60):
+    """Margins at the end of a run on all training rows, in which `place` says who stands for whom."""
+    arguments = TrainingArguments(
+        str(tmp_path),
+        optim="sgd",
+        learning_rate=0.03,
+        lr_scheduler_type="constant",
+        per_device_train_batch_size=TRAIN,
+        max_steps=steps,
+        max_grad_norm=0.0,
+        use_cpu=True,
+    )
+    model = Linear(features[place], offset + torch.zeros(len(place)))
+    every = np.arange(len(place))
+    return simulate_run(
+        model,
+        arguments,
+        DPO(beta=1.0),
+        train_pairs=every[IS_TRAIN],
+        weights=np.ones(TRAIN),
+        observed=every,
+        observations=2,
+        by_heart=by_heart,
+    ).margins
+
+
+def stand_ins(measured):
+    """The first few training rows stand for all of them."""
+    place = np.arange(TRAIN + HELD)
+    place[:TRAIN] %= measured
+    return place
+
+
+def loss(margins):
+    return np.logaddexp(0, -margins).mean()
+
+
+@pytest.mark.parametrize(("measured", "pull"), [(20, 0.3), (6, 0.3), (6, 1.0)])
+def test_the_run_of_stand_ins_has_the_losses_of_the_run_of_all_rows(measured, pull, tmp_path):
+    plain, found = [], []
+    for seed in range(4):
+        features, place = rows(seed, pull), stand_ins(measured)
+        every = np.arange(TRAIN + HELD)
+        observed = every[(place == every)]
+        heart = ByHeart.of(place, every[IS_TRAIN], observed, NAMES, IS_TRAIN)
+        real = simulated(features, every, tmp_path)[-1]
+        for own, by_heart in ((plain, None), (found, heart)):
+            margins = simulated(features, place, tmp_path, by_heart=by_heart)[-1]
+            own.append(loss(margins[:measured]) - loss(real[:TRAIN]))
+    assert np.mean(plain) < -0.05
+    assert abs(np.mean(found)) < abs(np.mean(plain)) / 5
+
+
+def test_nothing_is_taken_off_before_the_first_step_or_from_held_out_pairs(tmp_path):
+    features, place, every = rows(0, 0.3), stand_ins(6), np.arange(TRAIN + HELD)
+    heart = ByHeart.of(place, every[IS_TRAIN], every[place == every], NAMES, IS_TRAIN)
+    offset = torch.where(torch.from_numpy(IS_TRAIN), 2.0, 0.5)
+    first, last = simulated(features, place, tmp_path, by_heart=heart, offset=offset, steps=1)
+    np.testing.assert_allclose(first, offset)
+    _, without = simulated(features, place, tmp_path, offset=offset, steps=1)
+    np.testing.assert_array_equal(last[~IS_TRAIN], without[~IS_TRAIN])
+    assert (last[IS_TRAIN] < without[IS_TRAIN]).all()
+
+
+def test_none_where_each_row_is_itself_or_too_few_are_held_out():
+    every = np.arange(TRAIN + HELD)
+    assert ByHeart.of(every, every[IS_TRAIN], every, NAMES, IS_TRAIN) is None
+    assert ByHeart.of(stand_ins(6), every[IS_TRAIN], every[: TRAIN + 1], NAMES, IS_TRAIN) is None
+
+
+MIXED = np.repeat(["a", "b", "c"], [12, 10, 8])
+SEEN = np.arange(len(MIXED)) % 2 > 0
+PLACE = np.where(SEEN, np.arange(len(MIXED)) // 4 * 4 + 1, np.arange(len(MIXED)))
+
+
+def slow_shift(learned, rows, observed):
+    """Behaviour by behaviour."""
+    gaps, noises, shares = {}, {}, {}
+    for name in "abc":
+        own = [row for row in rows if MIXED[row] == name]
+        used = {PLACE[row] for row in own}
+        seen = [learned[pair] for pair in observed if PLACE[pair] in used and SEEN[pair] and MIXED[pair] == name]
+        held = [learned[pair] for pair in observed if not SEEN[pair] and MIXED[pair] == name]
+        gaps[name] = np.mean(seen) - np.mean(held)
+        noises[name] = np.var(seen, ddof=1) / len(seen) + np.var(held, ddof=1) / len(held)
+        shares[name] = {"used": used, "share": 1 - len(used) / len(own)}
+    common = np.mean([*gaps.values()])
+    spread = max(np.var([*gaps.values()], ddof=1) - np.mean([*noises.values()]), 0)
+    found = np.zeros(len(MIXED))
+    for pair, name in enumerate(MIXED):
+        trust = spread / (spread + noises[name])
+        own = common + trust * (gaps[name] - common)
+        found[pair] = own * shares[name]["share"] if SEEN[pair] and PLACE[pair] in shares[name]["used"] else 0
+    return found
+
+
+@given(st.integers(0, 500))
+def test_the_shift_is_what_the_slow_twin_says_in_any_order(seed):
+    generator = np.random.default_rng(seed)
+    learned = generator.normal(size=len(MIXED)) + generator.normal(size=3).repeat([12, 10, 8]) * SEEN
+    rows, observed = generator.permutation(np.flatnonzero(SEEN)), generator.permutation(len(MIXED))
+    heart = ByHeart.of(PLACE, rows, observed, MIXED, SEEN)
+    expected = slow_shift(learned, rows, observed)
+    np.testing.assert_allclose(heart.shift(learned[heart.seen_and_held]), expected, atol=1e-12)
+
+
+def test_gaps_that_noise_explains_are_taken_to_be_equal():
+    np.testing.assert_allclose(shrunk(np.array([1.0, 2.0, 3.0]), np.full(3, 4.0)), 2.0)
+    np.testing.assert_allclose(shrunk(np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.5, 0.5])), [1.5, 2.0, 2.5])
+    np.testing.assert_allclose(shrunk(np.array([5.0]), np.array([100.0])), 5.0)
