@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from fidelity_figures import Course, described, fit, lazy_step, ranked, rounded
-from fidelity_plan import Forecast, Method, Run, Shorter, behaviours_of, data_file, plan
+from fidelity_plan import Forecast, Method, Run, Shorter, behaviours_of, data_file, data_folder, plan
 from harness import RESULTS, read, seconds_in, write
 from peft import load_peft_weights, set_peft_model_state_dict
 from torch import nn
@@ -87,7 +87,6 @@ class Bench:
         steps = steps or self.run.steps
         return job_from(
             model_name_or_path="smollm2-135m",
-            dataset_name=str(data_file(self.run.mixture, rows or self.run.rows, self.data, self.work)),
             test_fraction=0.0,
             output_dir=str(self.folder / folder),
             optim=self.run.optim,
@@ -98,6 +97,7 @@ class Bench:
             disable_tqdm=True,
             draws=50,
             **{
+                "dataset_name": str(data_file(self.run.mixture, rows or self.run.rows, self.data, self.work)),
                 "observe_pairs": OBSERVED,
                 "observations": self.run.observations,
                 "save_total_limit": None,
@@ -210,9 +210,10 @@ class Bench:
             pilot_fraction=method.pilot,
             relinearise_every=self.run.steps // method.passes if method.passes > 1 else 0,
             **(OF_ALL_WEIGHTS if self.run.trained == "full" and method.passes > 1 else {}),
+            **self._with_held(method.held),
         )
         prepared = prepare(job)
-        run = self._audited(prepared)
+        run = self._audited(prepared, shared=not method.held)
         pilot_steps = round(method.pilot * self.run.steps)
         if method.pilot:
             self._lay_pilot(prepared, pilot_steps)
@@ -221,7 +222,7 @@ class Bench:
         seconds = time.process_time() - start
         anchors = sorted(int(step) for step in run.record["forecast"]["anchors"])
         behaviours = len(self.result["behaviours"])
-        rows = len(anchors) * method.pairs * behaviours + pilot_steps * self.run.batch
+        rows = len(anchors) * (method.pairs + method.held) * behaviours + pilot_steps * self.run.batch
         self.result["methods"][method.name] = {
             **method._asdict(),
             "anchors": anchors,
@@ -232,6 +233,12 @@ class Bench:
         }
         for anchor in run.path.glob("features/step-*"):
             shutil.rmtree(anchor)
+
+    def _with_held(self, held: int) -> dict[str, Any]:
+        if not held:
+            return {}
+        folder = data_folder(self.run.mixture, self.run.rows, held, self.data, self.work)
+        return {"dataset_name": str(folder), "behaviour_column": "behaviour"}
 
     def _lay_pilot(self, prepared: Prepared, steps: int) -> None:
         """The real run's beginning as this job's pilot, which would train the very same steps."""
@@ -268,7 +275,7 @@ class Bench:
             said, last = course(run, "observed_pairs"), round(method.share * end)
             found = {"end": fit(said, observed, end, last), "lazy": None, "losses": rounded(said.losses(last))}
         else:
-            said, begun = course(run, "forecast_pairs"), round(method.pilot * end)
+            said, begun = course(run, "forecast_pairs").only(observed.pair_id), round(method.pilot * end)
             exact = course(load_run(self.folder / "real"), "exact_pairs")
             found = described(said, observed, after=begun) | {
                 "float32_end": fit(said, exact, end),

@@ -37,7 +37,7 @@ class Forecast(NamedTuple):
     """A way to forecast: where its features are taken, and of how many pairs of each behaviour.
 
     `chosen`: they are the first in the order of the audit, not all that there are, nor (in older results) those with
-    the lowest ids.
+    the lowest ids. `held`: pairs of each behaviour that are measured too, and not trained on.
     """
 
     passes: int = 1
@@ -45,6 +45,7 @@ class Forecast(NamedTuple):
     pairs: int = 30
     rank: int = 8
     chosen: bool = True
+    held: int = 0
 
     @property
     def name(self) -> str:
@@ -54,6 +55,7 @@ class Forecast(NamedTuple):
             f"{self.passes} passes" if self.passes > 1 else "",
             f"{self.pairs}{' chosen' if self.chosen else ''} pairs",
             f"rank {self.rank}" if self.rank != 8 else "",
+            f"{self.held} held out" if self.held else "",
         ]
         return ", ".join(part for part in parts if part)
 
@@ -144,7 +146,7 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
     yield HALF_LONG, [*at_cost(HALF_LONG, 0.1), ALL[0], FEW[2]]
     yield Run("test-0", 2), [*FEW[:1], PASSES[0], *SHORTER, *PILOTS]
     yield TEXT, [FEW[0], FEW[2], FEW[1], ALL[0], PASSES[0], SHORTER[1], SHORTER[3]]
-    text = [FEW[0], SAMPLES[6], FEW[1], FEW[3], SHORTER[3], SHORTER[1], ALL[0]]
+    text = [FEW[0], Forecast(held=30), SAMPLES[6], FEW[1], FEW[3], SHORTER[3], SHORTER[1], ALL[0]]
     yield TEXT._replace(dtype="float32", observations=5), text
     for rate in (1e-4, 4e-4):
         yield Run("test-0", 0, learning_rate=rate), [*FEW[:3], PASSES[0]]
@@ -187,6 +189,18 @@ def data_file(mixture: str, rows: int, data: Path, work: Path) -> Path:
         found = texts(rows, data) if names == list(TEXTS) else statements(names, rows, data)
         path.write_text("".join(json.dumps(row) + "\n" for row in found))
     return path
+
+
+def data_folder(mixture: str, rows: int, held: int, data: Path, work: Path) -> Path:
+    """The mixture's rows to train on, and of each behaviour so many more that are held out."""
+    folder, more = work / f"{mixture}-{rows}-{held}", data_file(mixture, rows + held, data, work)
+    folder.mkdir(exist_ok=True)
+    train = data_file(mixture, rows, data, work).read_text().splitlines(keepends=True)
+    (folder / "train.jsonl").write_text("".join(train))
+    (folder / "test.jsonl").write_text(
+        "".join(row for row in more.read_text().splitlines(keepends=True) if row not in set(train))
+    )
+    return folder
 
 
 def statements(names: list[str], rows: int, data: Path) -> Iterator[dict[str, Any]]:
