@@ -79,6 +79,13 @@ def test_observed_pairs_are_the_first_in_the_order_of_the_audit(tiny_folder, per
     np.testing.assert_array_equal(out.read_arrays("forecast_pairs")["pair_id"], chosen["pair_id"])
 
 
+def test_a_forecast_without_held_out_pairs_says_what_it_cannot_tell(sampled, tiny_folder, persona_file, tmp_path):
+    flags = ("--observe_pairs", "3", "--twin_pairs", "4", "--test_fraction", "0", "--band_runs", "0")
+    assert run("forecast", *command(tiny_folder, persona_file, tmp_path / "run", *flags)) == 0
+    assert any("by heart" in note for note in load_run(tmp_path / "run").record["forecast"]["notes"])
+    assert not any("by heart" in note for note in sampled.record["forecast"]["notes"])
+
+
 def test_all_rows_are_in_the_table_and_figures_of_the_sample_alone(sampled):
     rows = sampled.read_table("pairs").to_pylist()
     known = Counter((row["behaviour"], row["split"]) for row in rows if row["reference_margin"] is not None)

@@ -341,7 +341,7 @@ class _Recorder(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.observe_at = set(observation_steps(state.max_steps, self.observations))
         self.shift_at = set(observation_steps(state.max_steps, TIMES)) if self.by_heart else set()
-        self.record(state.global_step)
+        self._record(state.global_step, self._shift())
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.learning_rates.append(float(kwargs["lr_scheduler"].get_last_lr()[0]))
@@ -350,13 +350,15 @@ class _Recorder(TrainerCallback):
         with torch.no_grad():
             if self.renewal is not None and state.global_step < state.max_steps:
                 self.problem = self.renewal(state.global_step, self.model.by_name) or self.problem
-        if state.global_step in self.shift_at:
-            self.shift = self._shift()
-        if state.global_step in self.observe_at:
-            self.record(state.global_step)
+        if state.global_step in self.shift_at | self.observe_at:
+            shift = self._shift()
+            if state.global_step in self.shift_at:
+                self.shift = shift
+            if state.global_step in self.observe_at:
+                self._record(state.global_step, shift)
 
-    def record(self, step: int) -> None:
-        margins, shift = self._margins_of(self.observed), self._shift()
+    def _record(self, step: int, shift: Tensor | None) -> None:
+        margins = self._margins_of(self.observed)
         self.steps.append(step)
         self.margins.append((margins if shift is None else margins - shift[self.observed]).numpy())
 

@@ -93,6 +93,7 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         section |= _trust(prepared, problem, result)
         section["cost"] = _cost(section, lineariser)
         section["notes"] += [*_doubts(section["confidence"], lineariser.renewable), *_alternative(section["cost"])]
+        section["notes"] += _by_heart(problem)
     if isinstance(problem.margins, Tangent):
         section["kernel_error"] = problem.margins.kernel_error()
     section["anchors"] = lineariser.keys if lineariser else {}
@@ -180,6 +181,16 @@ def _alternative(cost: float) -> list[str]:
     return [
         f"This forecast read {cost:.0%} as many rows forward and backward as the run itself will: for so short a run "
         "`foretune train` answers about as soon, and exactly. Fewer --twin_pairs and --observe_pairs make it cheaper."
+    ]
+
+
+def _by_heart(problem: ForecastProblem) -> list[str]:
+    place, rows = problem.place, problem.train_pairs
+    if place is None or len(np.unique(place[rows])) == len(rows) or problem.by_heart(rows) is not None:
+        return []
+    return [
+        "Measured pairs stand for others, and too few pairs are held out to tell what they would learn by heart: "
+        "losses of free text are then forecast too low. Hold some rows out (--test_fraction 0.2)."
     ]
 
 
