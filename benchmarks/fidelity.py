@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from fidelity_figures import Course, described, fit, lazy_step, ranked, rounded
-from fidelity_plan import Forecast, Method, Run, Shorter, behaviours_of, data_file, data_folder, plan
+from fidelity_plan import Forecast, Method, Run, Shorter, behaviours_of, data_file, plan, with_held
 from harness import RESULTS, read, seconds_in, write
 from peft import load_peft_weights, set_peft_model_state_dict
 from torch import nn
@@ -210,7 +210,7 @@ class Bench:
             pilot_fraction=method.pilot,
             relinearise_every=self.run.steps // method.passes if method.passes > 1 else 0,
             **(OF_ALL_WEIGHTS if self.run.trained == "full" and method.passes > 1 else {}),
-            **self._with_held(method.held),
+            **with_held(self.run, method.held, self.data, self.work),
         )
         prepared = prepare(job)
         run = self._audited(prepared, shared=not method.held)
@@ -233,12 +233,6 @@ class Bench:
         }
         for anchor in run.path.glob("features/step-*"):
             shutil.rmtree(anchor)
-
-    def _with_held(self, held: int) -> dict[str, Any]:
-        if not held:
-            return {}
-        folder = data_folder(self.run.mixture, self.run.rows, held, self.data, self.work)
-        return {"dataset_name": str(folder), "behaviour_column": "behaviour"}
 
     def _lay_pilot(self, prepared: Prepared, steps: int) -> None:
         """The real run's beginning as this job's pilot, which would train the very same steps."""

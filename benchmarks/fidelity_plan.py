@@ -191,16 +191,20 @@ def data_file(mixture: str, rows: int, data: Path, work: Path) -> Path:
     return path
 
 
-def data_folder(mixture: str, rows: int, held: int, data: Path, work: Path) -> Path:
-    """The mixture's rows to train on, and of each behaviour so many more that are held out."""
-    folder, more = work / f"{mixture}-{rows}-{held}", data_file(mixture, rows + held, data, work)
+def with_held(run: Run, held: int, data: Path, work: Path) -> dict[str, Any]:
+    """Arguments for the run's rows to train on, and of each behaviour so many more that are held out."""
+    if not held:
+        return {}
+    folder = work / f"{run.mixture}-{run.rows}-{held}"
     folder.mkdir(exist_ok=True)
-    train = data_file(mixture, rows, data, work).read_text().splitlines(keepends=True)
-    (folder / "train.jsonl").write_text("".join(train))
-    (folder / "test.jsonl").write_text(
-        "".join(row for row in more.read_text().splitlines(keepends=True) if row not in set(train))
+    train, more = (
+        data_file(run.mixture, rows, data, work).read_text().splitlines(keepends=True)
+        for rows in (run.rows, run.rows + held)
     )
-    return folder
+    known = set(train)
+    (folder / "train.jsonl").write_text("".join(train))
+    (folder / "test.jsonl").write_text("".join(row for row in more if row not in known))
+    return {"dataset_name": str(folder), "behaviour_column": "behaviour"}
 
 
 def statements(names: list[str], rows: int, data: Path) -> Iterator[dict[str, Any]]:

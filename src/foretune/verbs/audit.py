@@ -288,8 +288,7 @@ def texts_of(prepared: Prepared) -> Iterator[dict[str, Any]]:
     """Prompt, chosen and rejected of each pair, in the order of the pairs, and what places it in a ranking."""
     for split in ("train", "test"):
         if (rows := prepared.rows(split)) is not None:
-            names = [*SIDES, *(name for name in RANKING if name in rows.column_names)]
-            yield from rows.select_columns(names)
+            yield from rows.select_columns([*SIDES, *(name for name in RANKING if name in rows.column_names)])
 
 
 def finding_columns(prepared: Prepared, alignment: np.ndarray) -> dict[str, np.ndarray]:
