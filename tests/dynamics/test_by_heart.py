@@ -29,7 +29,7 @@ class Linear(NamedTuple):
     def start(self):
         return {"w": torch.zeros(self.features.shape[1])}
 
-    def margins(self, parameters, pairs, *, training=False):  # noqa: ARG002
+    def margins(self, parameters, pairs, **_training):
         return self.features[pairs] @ parameters["w"] + self.offset[pairs]
 
 
