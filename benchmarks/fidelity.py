@@ -215,7 +215,7 @@ class Bench:
         prepared = prepare(job)
         run = self._audited(prepared, shared=not method.held)
         pilot_steps = round(method.pilot * self.run.steps)
-        if method.pilot:
+        if method.pilot and not method.held:  # the real run has not observed what is held out: train once more
             self._lay_pilot(prepared, pilot_steps)
         start = time.process_time()
         forecast_prepared(prepared, Progress.silent())

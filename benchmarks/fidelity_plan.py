@@ -98,6 +98,8 @@ MORE_PASSES = [Forecast(passes=10), Forecast(passes=10, **EVERY), Forecast(pilot
 SHORTER = [Shorter(0.1), Shorter(0.2), Shorter(0.1, 5.0), Shorter(0.2, 5.0)]
 PILOTS = [PILOT_PASSES, *(Forecast(passes=2, pilot=pilot) for pilot in (0.1, 0.2))]
 SAMPLES = [Forecast(pairs=pairs, passes=passes) for passes in (1, 5) for pairs in (5, 10, 20, 50)]
+# much the same number of rows as few pairs often or many once, without and with held-out ones
+ALLOCATIONS = [Forecast(pairs=50), Forecast(3, pairs=20), Forecast(5, pairs=10), Forecast(5, pairs=10, held=10)]
 CHOICES = [
     *(Forecast(rank=rank) for rank in (4, 8, 16)),
     *(Forecast(pilot=0.1, rank=rank) for rank in (4, 8, 16)),
@@ -146,8 +148,8 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
     yield HALF_LONG, [*at_cost(HALF_LONG, 0.1), ALL[0], FEW[2]]
     yield Run("test-0", 2), [*FEW[:1], PASSES[0], *SHORTER, *PILOTS]
     yield TEXT, [FEW[0], FEW[2], FEW[1], ALL[0], PASSES[0], SHORTER[1], SHORTER[3]]
-    text = [FEW[0], Forecast(held=30), SAMPLES[6], FEW[1], FEW[3], SHORTER[3], SHORTER[1], ALL[0]]
-    yield TEXT._replace(dtype="float32", observations=5), text
+    held = [Forecast(held=30), Forecast(5, pairs=20, held=20), *(Forecast(pilot=pilot, held=30) for pilot in (0.1, 0.2))]
+    yield TEXT._replace(dtype="float32", observations=5), [FEW[0], *held, SHORTER[3], SHORTER[1], ALL[0]]
     for rate in (1e-4, 4e-4):
         yield Run("test-0", 0, learning_rate=rate), [*FEW[:3], PASSES[0]]
     yield Run("test-0", 0, optim="sgd", learning_rate=0.2), [*FEW[:3], PASSES[0]]
@@ -156,7 +158,7 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
         yield Run(mixture, seed), [*FEW, *ALL, *PASSES, *SHORTER]
     yield Run("test-0", 0), [*MORE_PASSES, Shorter(0.5), Shorter(rows=30)]
     # what rounding to bfloat16 adds to the run and hides from its observer
-    yield Run("tuning-0", 0, dtype="float32"), [*MORE_PASSES[:1]]
+    yield Run("tuning-0", 0, dtype="float32"), [*MORE_PASSES[:1], *ALLOCATIONS]
     for mixture, seed in (("tuning-0", 0), ("test-1", 1), ("test-0", 0)):
         tried = [ALL[0], PILOT_PASSES, PASSES[0], *ALL[1:], *SHORTER, *FEW[:4], *SAMPLES]
         yield Run(mixture, seed, dtype="float32"), tried

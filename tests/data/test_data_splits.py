@@ -8,19 +8,21 @@ from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.reference.splits import reference_held_out, reference_limit
 
 from foretune.data.formats import Triple
-from foretune.data.splits import PairMaker, held_out_prompts, limit_pairs, stable_hash
+from foretune.data.pairs import Pairs
+from foretune.data.splits import DISTINCT_ANSWERS, PairMaker, held_out_prompts, limit_pairs, stable_hash
 
-ROWS = st.lists(
-    st.tuples(st.sampled_from("abc"), st.integers(0, 12), st.sampled_from(["x", "y"])), min_size=1, max_size=60
-)
+# two answers, a third, and a side that is not there
+SIDES = [("x", "y"), ("y", "x"), ("x", "z"), ("x", "")]
+ROWS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 12), st.sampled_from(SIDES)), min_size=1, max_size=60)
 FRACTIONS = st.floats(0, 0.99)
 
 
 def make_pairs(rows, seed=0):
     maker = PairMaker(seed)
-    return [maker.pair(behaviour, Triple(f"p{prompt}", answer, "z"), 1.0) for behaviour, prompt, answer in rows]
+    return Pairs.of(maker.pair(behaviour, Triple(f"p{prompt}", *sides), 1.0) for behaviour, prompt, sides in rows)
 
 
 def shuffled(items, seed):
@@ -30,7 +32,8 @@ def shuffled(items, seed):
 @given(ROWS, FRACTIONS, st.integers(0, 3))
 def test_held_out_share_of_each_behaviour(rows, fraction, seed):
     pairs = make_pairs(rows, seed)
-    test = held_out_prompts(pairs, test_fraction=fraction)
+    test = {*held_out_prompts(pairs, test_fraction=fraction).tolist()}
+    assert test == reference_held_out(pairs, fraction)
     first = min(pair.behaviour for pair in pairs)
     prompts = {pair.prompt_key for pair in pairs if pair.behaviour == first}
     singles = {
@@ -48,15 +51,15 @@ def test_held_out_share_of_each_behaviour(rows, fraction, seed):
 @given(ROWS, FRACTIONS, st.integers(0, 5))
 def test_held_out_prompts_do_not_depend_on_row_order(rows, fraction, order):
     expected = held_out_prompts(make_pairs(rows), test_fraction=fraction)
-    assert held_out_prompts(make_pairs(shuffled(rows, order)), test_fraction=fraction) == expected
+    assert held_out_prompts(make_pairs(shuffled(rows, order)), test_fraction=fraction).tolist() == expected.tolist()
 
 
 def test_without_shared_prompts_every_behaviour_holds_out_its_share():
-    rows = [(behaviour, f"{behaviour}{number}", "x") for behaviour in "abc" for number in range(20)]
+    rows = [(behaviour, f"{behaviour}{number}", ("x", "y")) for behaviour in "abc" for number in range(20)]
     pairs = make_pairs(rows)
-    test = held_out_prompts(pairs, test_fraction=0.2)
+    test = {*held_out_prompts(pairs, test_fraction=0.2).tolist()}
     assert Counter(pair.behaviour for pair in pairs if pair.prompt_key in test) == dict.fromkeys("abc", 4)
-    assert held_out_prompts(make_pairs(rows, seed=1), test_fraction=0.2) != test
+    assert {*held_out_prompts(make_pairs(rows, seed=1), test_fraction=0.2).tolist()} != test
 
 
 @given(ROWS, st.integers(0, 5))
@@ -76,11 +79,12 @@ def test_key_order_in_messages_does_not_change_the_id():
 
 @given(ROWS, st.integers(1, 10), st.integers(0, 5))
 def test_limit_keeps_the_same_rows_in_any_order(rows, limit, order):
-    kept, surplus = limit_pairs(make_pairs(rows), limit=limit, seed=0)
-    assert len(kept) + len(surplus) == len(rows)
-    assert max(Counter(pair.behaviour for pair in kept).values()) <= limit
-    other, _ = limit_pairs(make_pairs(shuffled(rows, order)), limit=limit, seed=0)
-    assert {pair.pair_id for pair in kept} == {pair.pair_id for pair in other}
+    pairs, others = make_pairs(rows), make_pairs(shuffled(rows, order))
+    kept = pairs[limit_pairs(pairs, limit=limit, seed=0)]
+    assert {*kept.pair_id.tolist()} == reference_limit(pairs, limit, 0)
+    assert max(len(rows) for _, rows in kept.groups()) <= limit
+    other = others[limit_pairs(others, limit=limit, seed=0)]
+    assert {*kept.pair_id.tolist()} == {*other.pair_id.tolist()}
 
 
 @settings(max_examples=30)
@@ -89,7 +93,8 @@ def test_limit_balances_two_answers(num_yes, num_no, limit):
     maker = PairMaker(0)
     yes = [maker.pair("b", Triple(f"y{number}", "Yes", "No"), 1.0) for number in range(num_yes)]
     no = [maker.pair("b", Triple(f"n{number}", "No", "Yes"), 1.0) for number in range(num_no)]
-    kept, _ = limit_pairs(yes + no, limit=limit, seed=0)
+    pairs = Pairs.of(yes + no)
+    kept = pairs[limit_pairs(pairs, limit=limit, seed=0)]
     assert len(kept) == min(limit, num_yes + num_no)
     answers = Counter(pair.answers[0] for pair in kept)
     assert min(answers["Yes"], answers["No"]) >= min(num_yes, num_no, limit // 2)
@@ -105,3 +110,14 @@ def test_hashes_are_the_same_in_another_process():
 def test_hashes_stay_what_they_are():
     # Runs are compared by these ids, across releases as well.
     assert PairMaker(0).pair("b", Triple("p", "c", "r"), 1.0).pair_id == 8085235846906592282
+
+
+def test_answers_are_forgotten_once_a_behaviour_has_too_many():
+    maker = PairMaker(0)
+    made = [maker.pair("free", Triple(f"p{number}", f"{number}", "n"), 1.0) for number in range(DISTINCT_ANSWERS)]
+    made.append(maker.pair("two", Triple("p", "Yes", "No"), 0.5))
+    assert not maker.free_text()
+    made.append(maker.pair("free", Triple("p", "one more", "n"), 1.0))
+    pairs = Pairs.of(made)
+    assert [*pairs] == made and made[0].answers == ("0", "n") and made[-1].answers is None
+    assert {pair.answers for pair in pairs.without_answers(maker.free_text())} == {None, ("Yes", "No")}

@@ -3,6 +3,8 @@
 from collections import Counter
 from typing import Any
 
+from foretune.data.pairs import Pairs
+
 TRAIN, TEST = "train", "test"
 COUNTS = ("read", "kept", "empty", "identical", "malformed", "leaked", "duplicates", "surplus")
 
@@ -15,14 +17,22 @@ class Account:
         self._counts: dict[tuple[str, str], Counter[str]] = {}
         self.first_malformed: str | None = None
 
-    def add(self, behaviour: str, split: str, *what: str) -> None:
-        """Count one row of this behaviour and split under each name in `what` (see COUNTS)."""
-        self._counts.setdefault((behaviour, split), Counter()).update(what)
+    def add(self, behaviour: str, split: str, *what: str, rows: int = 1) -> None:
+        """Count rows of this behaviour and split under each name in `what` (see COUNTS)."""
+        counts = self._counts.setdefault((behaviour, split), Counter())
+        for name in what:
+            counts[name] += rows
 
-    def move_read(self, behaviour: str) -> None:
-        """Count a row that was read as training as one of the made test split."""
-        self._counts[behaviour, TRAIN]["read"] -= 1
-        self.add(behaviour, TEST, "read")
+    def add_all(self, pairs: Pairs, split: str, what: str) -> None:
+        """Count all of these pairs under one name."""
+        for behaviour, rows in pairs.groups():
+            self.add(behaviour, split, what, rows=len(rows))
+
+    def move_read(self, pairs: Pairs) -> None:
+        """Count pairs that were read as training as ones of the made test split."""
+        for behaviour, rows in pairs.groups():
+            self.add(behaviour, TRAIN, "read", rows=-len(rows))
+        self.add_all(pairs, TEST, "read")
 
     def total(self, what: str) -> int:
         """Return one count over all behaviours and splits."""

@@ -8,10 +8,11 @@ import numpy as np
 from foretune.data.accounts import TEST, TRAIN, Account
 from foretune.data.behaviours import BEHAVIOUR_COLUMNS, choose_naming
 from foretune.data.formats import PERSONA
+from foretune.data.pairs import Pairs
 from foretune.data.rankings import ORDERS
 from foretune.data.rows import RowReader, check_left, check_weight_column, common_format
 from foretune.data.sources import Part, Source, read_source
-from foretune.data.splits import Pair, held_out_prompts, limit_pairs
+from foretune.data.splits import held_out_prompts, limit_pairs
 from foretune.data.tables import EXTRAS, columns_of
 from foretune.errors import UserError
 
@@ -23,7 +24,7 @@ FORMAT_COLUMNS = (
     *("statement", "answer_matching_behavior", "answer_not_matching_behavior", "conversations"),
     *("instruction", "responses", "completions", "ranking", *ORDERS, "completion", "label"),
 )
-Splits = dict[str, list[Pair]]
+Splits = dict[str, Pairs]
 
 
 @dataclass(frozen=True)
@@ -163,37 +164,34 @@ def _choose_splits(source: Source, name: str, train_split: str, test_split: str)
 
 def _hold_out(pairs: Splits, account: Account, *, test_fraction: float) -> Splits:
     """Make the test rows disjoint from the training rows by prompt; take some of the latter when there are none."""
+    train = pairs[TRAIN]
     if TEST in pairs:
-        seen = {pair.prompt_key for pair in pairs[TRAIN]}
-        for pair in pairs[TEST]:
-            if pair.prompt_key in seen:
-                account.add(pair.behaviour, TEST, "leaked")
-        return {TRAIN: pairs[TRAIN], TEST: [pair for pair in pairs[TEST] if pair.prompt_key not in seen]}
+        leaked = np.isin(pairs[TEST].prompt_key, train.prompt_key)
+        account.add_all(pairs[TEST][leaked], TEST, "leaked")
+        return {TRAIN: train, TEST: pairs[TEST][~leaked]}
     if test_fraction == 0:
-        return {TRAIN: pairs[TRAIN], TEST: []}
-    held_out = held_out_prompts(pairs[TRAIN], test_fraction=test_fraction)
-    test = [pair for pair in pairs[TRAIN] if pair.prompt_key in held_out]
-    for pair in test:
-        account.move_read(pair.behaviour)
-    return {TRAIN: [pair for pair in pairs[TRAIN] if pair.prompt_key not in held_out], TEST: test}
+        return {TRAIN: train, TEST: train[:0]}
+    is_test = np.isin(train.prompt_key, held_out_prompts(train, test_fraction=test_fraction))
+    account.move_read(train[is_test])
+    return {TRAIN: train[~is_test], TEST: train[is_test]}
 
 
 def _limit(pairs: Splits, account: Account, *, limit: int, test_fraction: float, seed: int) -> Splits:
     limits = {TRAIN: limit, TEST: max(1, round(limit * test_fraction))}
     kept = {}
     for split, group in pairs.items():
-        kept[split], surplus = limit_pairs(group, limit=limits[split], seed=seed)
-        for pair in surplus:
-            account.add(pair.behaviour, split, "surplus")
+        is_kept = limit_pairs(group, limit=limits[split], seed=seed)
+        account.add_all(group[~is_kept], split, "surplus")
+        kept[split] = group[is_kept]
     return kept
 
 
 def _count_kept(pairs: Splits, account: Account) -> None:
     for split, group in pairs.items():
-        seen: set[int] = set()
-        for pair in group:
-            account.add(pair.behaviour, split, "kept", *(["duplicates"] if pair.key in seen else []))
-            seen.add(pair.key)
+        repeated = np.ones(len(group), dtype=bool)
+        repeated[np.unique(group.key, return_index=True)[1]] = False
+        account.add_all(group, split, "kept")
+        account.add_all(group[repeated], split, "duplicates")
 
 
 def _notes(
@@ -226,7 +224,7 @@ def _tables(table: "datasets.Dataset", pairs: Splits) -> tuple["datasets.Dataset
     order = np.argsort(ids, kind="stable")
 
     def rows(split: str) -> "datasets.Dataset":
-        kept = np.array([pair.pair_id for pair in pairs[split]], dtype=np.int64)
+        kept = pairs[split].pair_id
         first, stop = (np.searchsorted(ids, kept, side, sorter=order) for side in ("left", "right"))
         count = stop - first
         within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)

@@ -8,9 +8,10 @@ from foretune.data.accounts import Account
 from foretune.data.behaviours import Naming, check_wanted
 from foretune.data.checks import Fault, check_weight
 from foretune.data.formats import RANKING, UNPAIRED, layout, read_pair, refine
+from foretune.data.pairs import Pair, Pairs
 from foretune.data.rankings import read_ranking
 from foretune.data.sources import Part
-from foretune.data.splits import Pair, PairMaker
+from foretune.data.splits import PairMaker
 from foretune.data.tables import EXTRAS, TableWriter
 from foretune.errors import UserError
 
@@ -58,10 +59,10 @@ class RowReader:
         self.missing_weights = 0
         self.labels = {"desirable": 0, "undesirable": 0}
 
-    def read(self, parts: Sequence[Part], split: str) -> list[Pair]:
+    def read(self, parts: Sequence[Part], split: str) -> Pairs:
         """Return the usable rows of these parts in their order, as pairs of this split; their texts go to `table`."""
         pairs = (self._read_row(part, row, number, split) for part in parts for number, row in enumerate(part.rows))
-        return self._maker.without_free_text(pair for pair in pairs if pair is not None)
+        return Pairs.of(pair for pair in pairs if pair is not None).without_answers(self._maker.free_text())
 
     def _read_row(self, part: Part, row: dict[str, Any], number: int, split: str) -> Pair | None:
         behaviour = self._naming.name(part, row)
@@ -99,12 +100,12 @@ def check_weight_column(parts: Sequence[Part], column: str) -> None:
         raise UserError(f"no weight column '{column}': found {found}; pass one of them with --weight_column.")
 
 
-def check_left(pairs: Sequence[Pair], *, reader: RowReader, behaviours: Sequence[str] | None, account: Account) -> None:
+def check_left(pairs: Pairs, *, reader: RowReader, behaviours: Sequence[str] | None, account: Account) -> None:
     """Raise a UserError when a wanted behaviour does not exist, or the usable training rows cannot be trained on."""
     if reader.found:
         check_wanted(behaviours or (), sorted(reader.found))
     if pairs:
-        if not any(pair.weight for pair in pairs):
+        if not pairs.weight.any():
             raise UserError("the weights of all training rows are 0; give some rows a weight above 0.")
         found = [label for label, count in reader.labels.items() if count]
         if len(found) == 1:

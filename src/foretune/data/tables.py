@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretune.data.formats import Triple
+from foretune.data.pairs import Pair
 from foretune.data.rankings import Ranking
-from foretune.data.splits import Pair, stable_hash
+from foretune.data.splits import stable_hash
 from foretune.errors import UserError
 
 if TYPE_CHECKING:
