@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +18,12 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 PERSONA = Path(__file__).parents[1].parent / "shared" / "data" / "persona"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_files(tmp_path_factory):
+    """Temporary files go where pytest cleans up: workers and killed processes leave theirs behind."""
+    tempfile.tempdir = os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("scratch"))
 
 
 @pytest.fixture(scope="session")

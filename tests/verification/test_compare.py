@@ -115,6 +115,15 @@ def test_the_sentence_names_behaviours_that_went_the_other_way():
     assert "and 3 more" in found.sentence
 
 
+@pytest.mark.parametrize(("reach", "is_wrong"), [(0.02, False), (0.005, True)])
+def test_a_band_that_reaches_beyond_the_start_says_no_direction(reach, is_wrong):
+    said = dict(RISING) | {NAMES[7]: START + 0.01}
+    rows = [row | {"loss_low": row["loss"] - reach, "loss_high": row["loss"] + reach} for row in forecast_curves(said)]
+    happened = dict(RISING) | {NAMES[7]: START - 0.01}
+    found = compare(rows, curves(happened), margins(said), margins(happened), owners(said), draws=5)
+    assert (f"the direction was wrong for {NAMES[7]}" in found.sentence) == is_wrong
+
+
 def test_only_the_joint_simulated_run_of_the_split_is_compared():
     rows = forecast_curves(RISING)
     other = {name: 5.0 for name in NAMES}

@@ -127,7 +127,7 @@ def compare(
         intervals=_intervals(said[last], happened[last], names, margins[last], owner, draws, seed),
         over_run=over_run,
         behaviours=behaviours,
-        sentence=_sentence(end, behaviours, said[0], happened[0]),
+        sentence=_sentence(end, behaviours, _wrong_way(said, happened, names, last)),
         caveats=list(caveats),
     )
 
@@ -273,21 +273,21 @@ def _behaviour_rows(said: Mapping[str, Any], happened: Mapping[str, Any], names:
     ]
 
 
-def _sentence(
-    figures: Mapping[str, float],
-    rows: Sequence[Mapping[str, Any]],
-    said: Mapping[str, Any],
-    happened: Mapping[str, Any],
-) -> str:
+def _wrong_way(said: Mapping[int, Any], happened: Mapping[int, Any], names: Sequence[str], last: int) -> list[str]:
+    """Behaviours whose loss rose where the whole band of the forecast said fall, or the other way round."""
+    found = []
+    for name in names:
+        end, start = said[last][name], said[0][name]["loss"]
+        low, high = (end["loss"] if end.get(bound) is None else end[bound] for bound in ("loss_low", "loss_high"))
+        change = happened[last][name]["loss"] - happened[0][name]["loss"]
+        if change > 0 > high - start or change < 0 < low - start:
+            found.append(name)
+    return found
+
+
+def _sentence(figures: Mapping[str, float], rows: Sequence[Mapping[str, Any]], wrong_way: Sequence[str]) -> str:
     """The forecast's worst misses in words: order, direction, size."""
     parts = []
-    wrong_way = [
-        row["behaviour"]
-        for row in rows
-        if (row["forecast_loss"] - said[row["behaviour"]]["loss"])
-        * (row["observed_loss"] - happened[row["behaviour"]]["loss"])
-        < 0
-    ]
     if wrong_way:
         parts.append(f"the direction was wrong for {_listed(wrong_way)}")
     worst = max(rows, key=lambda row: abs(row["forecast_rank"] - row["observed_rank"]))
