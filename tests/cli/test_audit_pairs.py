@@ -12,6 +12,8 @@ from tests.cli.test_twin import command
 import foretune
 from foretune.errors import UserError
 from foretune.records import RunFolder, load_run
+from foretune.verbs.job import job_from
+from foretune.verbs.prepare import prepare
 
 FEW = ("--observe_pairs", "10", "--twin_pairs", "8")
 
@@ -120,3 +122,31 @@ def test_the_output_layer_needs_every_row(tiny_folder, persona_file, tmp_path, c
     assert run("forecast", *flags) == 2
     assert "--audit_pairs 9" in capsys.readouterr().err
     assert not (tmp_path / "run" / "record.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "pairs"),
+    [
+        ({"num_train_epochs": 1}, (20, 20)),
+        ({"num_train_epochs": 20}, (40, 40)),  # five passes over 4 × 40 pairs: a quarter of 20 × 160 rows
+        ({"num_train_epochs": 60}, (50, 50)),
+        ({"max_steps": 400}, (40, 40)),
+        ({"num_train_epochs": 4, "use_peft": False}, (40, 40)),  # of a sample of all weights: one pass
+        ({"num_train_epochs": 20, "observe_pairs": 3}, (3, 40)),
+        ({"twin_pairs": 60}, (20, 60)),
+        ({"trainable": "unembedding", "use_peft": False}, (50, 50)),
+    ],
+)
+def test_how_many_pairs_are_measured_where_nothing_is_said(changes, pairs, tiny_folder, tmp_path):
+    options = {
+        "model_name_or_path": str(tiny_folder),
+        "dataset_name": "bundled:statements",
+        "behaviours": ["desires-wealth", "prefers-planning"],
+        "output_dir": str(tmp_path / "run"),
+        "use_peft": True,
+        "dtype": "float32",
+        "per_device_train_batch_size": 8,
+    }
+    prepared = prepare(job_from(**options | changes))
+    assert (prepared.observe_pairs, prepared.twin_pairs) == pairs
+    assert Counter(prepared.split_of[prepared.observed]) == {"train": 2 * pairs[0], "test": 2 * min(pairs[0], 20)}

@@ -30,8 +30,12 @@ class SharedArguments:
     observations: int = field(
         default=9, metadata={"help": "Steps, evenly spread, at which forecast and run are measured on every behaviour."}
     )
-    observe_pairs: int = field(
-        default=50, metadata={"help": "Pairs of each behaviour and split that are measured at those steps."}
+    observe_pairs: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pairs of each behaviour and split that are measured at those steps. Default: 50; fewer, at least "
+            "20, where else the passes that a forecast takes would cost more than a quarter of the run."
+        },
     )
     restart: bool = field(default=False, metadata={"help": "Discard what the run folder holds and start anew."})
 
@@ -90,11 +94,11 @@ class ForetuneArguments(SharedArguments):
             "choices": list(TWINS),
         },
     )
-    twin_pairs: int = field(
-        default=50,
+    twin_pairs: int | None = field(
+        default=None,
         metadata={
             "help": "Training pairs of each behaviour that the forecast's features are taken of; they stand for the "
-            "rest of their behaviour."
+            "rest of their behaviour. Default: as for --observe_pairs."
         },
     )
     audit_pairs: int | None = field(

@@ -29,7 +29,7 @@ from foretune.verbs.audit import (
 )
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, prepare
-from foretune.verbs.problems import output_layer_problem, rows_per_step, twin_problem
+from foretune.verbs.problems import output_layer_problem, twin_problem
 from foretune.verbs.progress import Progress
 from foretune.verbs.twin import Lineariser
 
@@ -247,7 +247,7 @@ def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, wat
         "learning_rate": arguments.learning_rate,
         "scheduler": str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)),
         "steps": result.num_steps,
-        "batch_size": rows_per_step(job),
+        "batch_size": job.rows_per_step,
         "learning_order": result.order,
         "unlearned_at_first": sorted(name for name, rate in rates.items() if rate < 0),
         "unlearned_at_end": [name for name, (start, end) in _ends(result).items() if end > start],

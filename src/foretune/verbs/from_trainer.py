@@ -76,7 +76,7 @@ def prepared_from_trainer(trainer: DPOTrainer, **ours: Any) -> Prepared:
     loaded = LoadedModel(trainer.model.eval(), trainer.processing_class, name, name, None)
     digests = weights_hash(trainer.model), pairs_hash(pairs)
     texts = {split: _texts(rows, pairs, split) for split, rows in sets.items()}
-    return Prepared(job, PreferenceData(texts["train"], texts["test"], info), loaded, pairs, counts, *digests).sampled()
+    return Prepared(job, PreferenceData(texts["train"], texts["test"], info), loaded, pairs, counts, *digests).settled()
 
 
 def _changed(arguments: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,16 @@ class Job:
     def losses(self) -> list[str]:
         """Names of what is minimised: DPOTrainer's loss types, or another trainer's one loss."""
         return self.training.loss_type if self.ours.method == "dpo" else [self.ours.method]
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows or rankings of all processes that an optimiser step is taken on."""
+        return self.training.train_batch_size * self.training.gradient_accumulation_steps * processes.count()
+
+    def num_steps(self, num_units: int) -> int:
+        """Of the whole run on so many rows or rankings, about."""
+        epochs = num_units / self.rows_per_step * self.training.num_train_epochs
+        return self.training.max_steps if self.training.max_steps > 0 else ceil(epochs)
 
     def device(self) -> torch.device:
         """Where models run."""

@@ -12,6 +12,7 @@ from foretune import processes
 from foretune.data import PreferenceData
 from foretune.data.formats import UNPAIRED
 from foretune.data.tables import columns_of, opened_anew
+from foretune.dynamics.relinearise import MOST_PAIRS, MOST_PASSES, affordable_pairs
 from foretune.errors import UserError
 from foretune.memory import give_back
 from foretune.models.encoding import Lost, encode
@@ -43,6 +44,8 @@ class Prepared(NamedTuple):
         counts: the data's counts, completed by what encoding dropped and truncated.
         weights_sha256: hash of the reference weights, taken once: every stage's key depends on it.
         pairs_sha256: hash of the encoded pairs, taken once as well.
+        observe_pairs: pairs of each behaviour and split that are measured along the run.
+        twin_pairs: training pairs of each behaviour that the forecast's features are taken of.
         sample: the pairs that the audit reads; None: all.
     """
 
@@ -53,6 +56,8 @@ class Prepared(NamedTuple):
     counts: list[dict]
     weights_sha256: str
     pairs_sha256: str
+    observe_pairs: int = MOST_PAIRS
+    twin_pairs: int = MOST_PAIRS
     sample: EncodedPairs | None = None
 
     @property
@@ -68,14 +73,23 @@ class Prepared(NamedTuple):
         """Indices of the pairs that the audit reads."""
         return np.flatnonzero(np.isin(self.pairs.pair_id, self.audited.pairs.pair_id))
 
-    def sampled(self) -> "Prepared":
-        """The same, its audit limited to `audit_pairs` of each behaviour and split, or what the forecast takes."""
-        ours = self.job.ours
+    def settled(self) -> "Prepared":
+        """The same with what the arguments leave open: how many pairs are measured, and which ones the audit reads."""
+        ours, few = self.job.ours, self._affordable_pairs()
+        settled = self._replace(observe_pairs=ours.observe_pairs or few, twin_pairs=ours.twin_pairs or few)
         if ours.audit_pairs is None:
-            return self
-        most = max(ours.audit_pairs, ours.observe_pairs, ours.twin_pairs)
+            return settled
+        most = max(ours.audit_pairs, settled.observe_pairs, settled.twin_pairs)
         members = self._first(most, np.zeros(len(self.pairs)))
-        return self._replace(sample=EncodedPairs(self.pairs[int(index)] for index in members))
+        return settled._replace(sample=EncodedPairs(self.pairs[int(index)] for index in members))
+
+    def _affordable_pairs(self) -> int:
+        """Of each behaviour and split; all features of the output layer are there anyway."""
+        if self.job.twin == "output_layer":
+            return MOST_PAIRS
+        num_rows = self.job.num_steps(self.num_train_units) * self.job.rows_per_step
+        num_groups = len(np.unique(2 * self.pairs.behaviour + self.pairs.is_train))
+        return affordable_pairs(num_rows, num_groups, MOST_PASSES if self.job.twin == "weight_space" else 1)
 
     @property
     def behaviour_of(self) -> np.ndarray:
@@ -143,7 +157,7 @@ class Prepared(NamedTuple):
     @property
     def observed(self) -> np.ndarray:
         """Indices of the pairs that are measured along the run: the first of each behaviour and split."""
-        return self.representatives(self.job.ours.observe_pairs)
+        return self.representatives(self.observe_pairs)
 
     def representatives(self, count: int, *, split: str | None = None) -> np.ndarray:
         """Indices of the first `count` pairs (or rankings) of each behaviour and split, in the order of the audit.
@@ -231,7 +245,7 @@ def prepare(job: Job, *, loaded: LoadedModel | None = None) -> Prepared:
             f"no training pair is left: the prompts of all {len(data.train)} rows fill the {limit}"
             " tokens there are; raise --max_length or use a model with a longer context."
         )
-    return Prepared(job, data, loaded, pairs, counts, weights_hash(loaded.model), _data_hash(data, pairs)).sampled()
+    return Prepared(job, data, loaded, pairs, counts, weights_hash(loaded.model), _data_hash(data, pairs)).settled()
 
 
 def contrasts_of(data: PreferenceData, pairs: EncodedPairs) -> Contrasts | None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from foretune import processes
 from foretune.dynamics.arguments import in_order
 from foretune.dynamics.forecast import ForecastProblem, Variant
 from foretune.dynamics.head_problem import head_problem
@@ -82,7 +81,7 @@ def twin_problem(
         margins = lineariser.at(begun.step)
     step = begun.step if begun else 0
     ours, behaviour_of = job.ours, prepared.behaviour_of[prepared.observed]
-    steps = max(_num_steps(job, prepared.num_train_units) - step, 1)
+    steps = max(job.num_steps(prepared.num_train_units) - step, 1)
     renewal = Relinearisation(
         margins,
         step,
@@ -107,18 +106,6 @@ def twin_problem(
     )
 
 
-def rows_per_step(job: Job) -> int:
-    """Rows or rankings of all processes that an optimiser step is taken on."""
-    return job.training.train_batch_size * job.training.gradient_accumulation_steps * processes.count()
-
-
-def _num_steps(job: Job, num_units: int) -> int:
-    """Of the whole run on so many rows or rankings, about."""
-    arguments = job.training
-    epochs = num_units / rows_per_step(job) * arguments.num_train_epochs
-    return arguments.max_steps if arguments.max_steps > 0 else ceil(epochs)
-
-
 def _interval(job: Job, lineariser: Lineariser, num_steps: int) -> int:
     """Steps between passes: as asked for, else what the run can afford."""
     ours = job.ours
@@ -126,7 +113,7 @@ def _interval(job: Job, lineariser: Lineariser, num_steps: int) -> int:
         return ours.relinearise_every
     if ours.relinearise_tolerance or not lineariser.renewable:
         return 0
-    return affordable_interval(num_steps, rows_per_step(job), lineariser.num_measured)
+    return affordable_interval(num_steps, job.rows_per_step, lineariser.num_measured)
 
 
 def _variants(prepared: Prepared, lineariser: Lineariser, first: int) -> list[Variant]:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from foretune.dynamics.relinearise import MOST_PAIRS
 from foretune.errors import UserError
 from foretune.models.encoding import Lost, encode
 from foretune.models.load import weights_hash
@@ -94,7 +95,7 @@ def prepare_reward(job: RewardJob, progress: Progress) -> tuple[RewardData, nn.L
         for row in rows.info.counts
     ]
     digests = weights_hash(loaded.model), pairs_hash(pairs)
-    prepared = Prepared(job, rows, loaded, pairs, counts, *digests)
+    prepared = Prepared(job, rows, loaded, pairs, counts, *digests, job.ours.observe_pairs or MOST_PAIRS)
     if np.ptp(prepared.weights):
         raise UserError("TRL's RewardTrainer has no row weights: leave them out (--weight_column NAME names another).")
     targets = _targets(prepared)

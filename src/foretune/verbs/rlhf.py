@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from transformers import Trainer
 
 from foretune.dynamics.curves import ALL, observation_steps
+from foretune.dynamics.relinearise import MOST_PAIRS
 from foretune.errors import UserError
 from foretune.features.unembedding import open_store
 from foretune.models.encoding import encode_prompt
@@ -54,7 +55,7 @@ def rlhf(job: RlhfJob | None = None, *, progress: Progress | None = None, **argu
         return run
     judges = _judges(job, loaded)
     prompts, num_train = _prompts(job, loaded)
-    observed = _observed(prompts, num_train, job.ours.observe_pairs)
+    observed = _observed(prompts, num_train, job.ours.observe_pairs or MOST_PAIRS)
     write_command(job)
     progress.say("rlhf: measuring the reference …")
     measure = _measure(job, PolicyTask(loaded, prompts, num_train, observed, judges), key)

@@ -143,7 +143,7 @@ def trained_model(prepared: Prepared) -> torch.nn.Module:
 
 def measured_pairs(prepared: Prepared) -> NDArray[np.int64]:
     """The pairs that features are taken of: all observed ones, and `twin_pairs` training pairs of each behaviour."""
-    return np.union1d(prepared.observed, prepared.representatives(prepared.job.ours.twin_pairs, split="train"))
+    return np.union1d(prepared.observed, prepared.representatives(prepared.twin_pairs, split="train"))
 
 
 class _Some(Sequence[EncodedPair]):
