@@ -148,7 +148,11 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
     yield HALF_LONG, [*at_cost(HALF_LONG, 0.1), ALL[0], FEW[2]]
     yield Run("test-0", 2), [*FEW[:1], PASSES[0], *SHORTER, *PILOTS]
     yield TEXT, [FEW[0], FEW[2], FEW[1], ALL[0], PASSES[0], SHORTER[1], SHORTER[3]]
-    held = [Forecast(held=30), Forecast(5, pairs=20, held=20), *(Forecast(pilot=pilot, held=30) for pilot in (0.1, 0.2))]
+    held = [
+        Forecast(held=30),
+        Forecast(5, pairs=20, held=20),
+        *(Forecast(pilot=pilot, held=30) for pilot in (0.1, 0.2)),
+    ]
     yield TEXT._replace(dtype="float32", observations=5), [FEW[0], *held, SHORTER[3], SHORTER[1], ALL[0]]
     for rate in (1e-4, 4e-4):
         yield Run("test-0", 0, learning_rate=rate), [*FEW[:3], PASSES[0]]

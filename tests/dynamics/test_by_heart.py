@@ -33,11 +33,12 @@ class Linear(NamedTuple):
         return self.features[pairs] @ parameters["w"] + self.offset[pairs]
 
 
-def rows(seed, pull):
-    """Features of training and held-out rows: a common part, and one of their own."""
+def rows(seed, pull, varied=0.0):
+    """Features of training and held-out rows: a common part, and one of their own; of lengths that vary."""
     generator = np.random.default_rng(seed)
     own = generator.normal(size=(TRAIN + HELD, DIM)) / 3
-    return torch.tensor(own + pull / np.sqrt(DIM), dtype=torch.float32)
+    lengths = np.exp(varied * generator.normal(size=(TRAIN + HELD, 1)))
+    return torch.tensor(lengths * (own + pull / np.sqrt(DIM)), dtype=torch.float32)
 
 
 def simulated(features, place, tmp_path, *, by_heart=None, offset=0.0, steps=60):
@@ -77,11 +78,12 @@ def loss(margins):
     return np.logaddexp(0, -margins).mean()
 
 
+@pytest.mark.parametrize("varied", [0.0, 0.4])
 @pytest.mark.parametrize(("measured", "pull"), [(20, 0.3), (6, 0.3), (6, 1.0)])
-def test_the_run_of_stand_ins_has_the_losses_of_the_run_of_all_rows(measured, pull, tmp_path):
-    plain, found = [], []
+def test_the_run_of_stand_ins_has_the_losses_of_the_run_of_all_rows(measured, pull, varied, tmp_path):
+    plain, found, spread = [], [], []
     for seed in range(4):
-        features, place = rows(seed, pull), stand_ins(measured)
+        features, place = rows(seed, pull, varied), stand_ins(measured)
         every = np.arange(TRAIN + HELD)
         observed = every[(place == every)]
         heart = ByHeart.of(place, every[IS_TRAIN], observed, NAMES, IS_TRAIN)
@@ -89,6 +91,8 @@ def test_the_run_of_stand_ins_has_the_losses_of_the_run_of_all_rows(measured, pu
         for own, by_heart in ((plain, None), (found, heart)):
             margins = simulated(features, place, tmp_path, by_heart=by_heart)[-1]
             own.append(loss(margins[:measured]) - loss(real[:TRAIN]))
+        spread.append(margins[:measured].std() / real[:TRAIN].std())
+    assert 0.6 < np.mean(spread) < 1.3
     assert np.mean(plain) < -0.05
     assert abs(np.mean(found)) < abs(np.mean(plain)) / 5
 
@@ -116,30 +120,34 @@ PLACE = np.where(SEEN, np.arange(len(MIXED)) // 4 * 4 + 1, np.arange(len(MIXED))
 
 
 def slow_shift(learned, rows, observed):
-    """Behaviour by behaviour."""
-    gaps, noises, shares = {}, {}, {}
+    """Behaviour by behaviour, pair by pair."""
+    gaps, noises, shares, variances, sides = {}, {}, {}, {}, {}
     for name in "abc":
         own = [row for row in rows if MIXED[row] == name]
         used = {PLACE[row] for row in own}
-        seen = [learned[pair] for pair in observed if PLACE[pair] in used and SEEN[pair] and MIXED[pair] == name]
+        seen = [learned[pair] for pair in used]
         held = [learned[pair] for pair in observed if not SEEN[pair] and MIXED[pair] == name]
         gaps[name] = np.mean(seen) - np.mean(held)
         noises[name] = np.var(seen, ddof=1) / len(seen) + np.var(held, ddof=1) / len(held)
-        shares[name] = {"used": used, "share": 1 - len(used) / len(own)}
+        shares[name], variances[name] = 1 - len(used) / len(own), (np.var(seen, ddof=1), np.var(held, ddof=1))
+        sides[name] = used, np.mean(seen)
     common = np.mean([*gaps.values()])
     spread = max(np.var([*gaps.values()], ddof=1) - np.mean([*noises.values()]), 0)
+    by_heart = max(1 - sum(held for _, held in variances.values()) / sum(seen for seen, _ in variances.values()), 0)
     found = np.zeros(len(MIXED))
     for pair, name in enumerate(MIXED):
-        trust = spread / (spread + noises[name])
-        own = common + trust * (gaps[name] - common)
-        found[pair] = own * shares[name]["share"] if SEEN[pair] and PLACE[pair] in shares[name]["used"] else 0
+        used, mean = sides[name]
+        if SEEN[pair] and PLACE[pair] in used:
+            own = common + spread / (spread + noises[name]) * (gaps[name] - common)
+            found[pair] = shares[name] * (own + by_heart * (learned[PLACE[pair]] - mean))
     return found
 
 
 @given(st.integers(0, 500))
 def test_the_shift_is_what_the_slow_twin_says_in_any_order(seed):
     generator = np.random.default_rng(seed)
-    learned = generator.normal(size=len(MIXED)) + generator.normal(size=3).repeat([12, 10, 8]) * SEEN
+    spread = np.where(SEEN, generator.uniform(0.5, 3), 1.0)
+    learned = (generator.normal(size=len(MIXED)) * spread + generator.normal(size=3).repeat([12, 10, 8]) * SEEN)[PLACE]
     rows, observed = generator.permutation(np.flatnonzero(SEEN)), generator.permutation(len(MIXED))
     heart = ByHeart.of(PLACE, rows, observed, MIXED, SEEN)
     expected = slow_shift(learned, rows, observed)

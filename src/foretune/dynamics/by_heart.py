@@ -3,9 +3,11 @@
 A step on a row raises its own margin by some c more than those of rows like it. A measured pair that stands for r rows
 takes r such steps: the training pairs of a behaviour end about r c above its held-out ones, where those of the real
 run end c above them. So 1 − 1/r of the gap is no part of the run, and neither the loss nor what is recorded may see
-it. (Our own derivation. That the loss does not see it keeps the steps as large as the real ones.)
+it. What a pair has beyond the mean of its behaviour is its own too, as far as margins of training pairs vary more than
+those of held-out ones. (Our own derivation. That the loss does not see it keeps the steps as large as the real ones.)
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,12 +23,15 @@ class ByHeart(NamedTuple):
     """Where the gaps of K behaviours are seen, and whose margins they are part of.
 
     Attributes:
-        sides: of each behaviour two measured training pairs or more, and as many held-out ones.
-        share: of its behaviour's gap that is no part of a pair's margin: 1 − 1/r, or 0; shape (K, n).
+        sides: of each behaviour one pair for each measured training pair, two or more, and as many held-out ones.
+        share: of what its measured pairs learn by heart that is no part of the run: 1 − 1/r; shape (K,).
+        owner: the place, among all training pairs of `sides`, of the one that each pair is, or that stands for it; the
+            last one and one more where none does; shape (n,).
     """
 
     sides: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
     share: FloatArray
+    owner: NDArray[np.int64]
 
     @classmethod
     def of(
@@ -46,17 +51,18 @@ class ByHeart(NamedTuple):
             behaviour_of: shape (n,).
             is_train: shape (n,).
         """
-        sides, share = [], []
+        sides, share, owner, known = [], [], np.full(len(place), -1), 0
         for name in np.unique(behaviour_of[rows]):
             own = rows[behaviour_of[rows] == name]
-            trained = (behaviour_of == name) & is_train & np.isin(place, place[own])
-            seen = observed[trained[observed]]
+            measured, first = np.unique(place[own], return_index=True)
             held = observed[((behaviour_of == name) & ~is_train)[observed]]
-            repeats = len(own) / len(np.unique(place[own]))
-            if repeats > 1 and min(len(seen), len(held)) > 1:
-                sides.append((seen, held))
-                share.append((1 - 1 / repeats) * trained)
-        return cls(sides, np.stack(share)) if sides else None
+            if len(own) > len(measured) and min(len(measured), len(held)) > 1:
+                sides.append((own[first], held))
+                share.append(1 - len(measured) / len(own))
+                trained = np.flatnonzero((behaviour_of == name) & is_train & np.isin(place, measured))
+                owner[trained] = known + np.searchsorted(measured, place[trained])
+                known += len(measured)
+        return cls(sides, np.array(share), np.where(owner < 0, known, owner)) if sides else None
 
     @property
     def seen_and_held(self) -> NDArray[np.int64]:
@@ -73,7 +79,25 @@ class ByHeart(NamedTuple):
         both = [(seen, next(parts)) for seen in parts]
         gap = np.array([seen.mean() - held.mean() for seen, held in both])
         noise = np.array([sum(side.var(ddof=1) / len(side) for side in own) for own in both])
-        return shrunk(gap, noise) @ self.share
+        own = own_part(both)
+        found = [
+            share * (common + own * (seen - seen.mean()))
+            for share, common, (seen, _) in zip(self.share, shrunk(gap, noise), both, strict=True)
+        ]
+        return np.append(np.concatenate(found), 0.0)[self.owner]
+
+
+def own_part(both: Sequence[tuple[FloatArray, FloatArray]]) -> float:
+    """Of the variance of training pairs within behaviours, the share that held-out pairs do not have.
+
+    Args:
+        both: margins of training and of held-out pairs of each behaviour, two or more.
+
+    >>> own_part([(np.array([0.0, 4.0]), np.array([0.0, 2.0]))])
+    0.75
+    """
+    seen, held = (np.mean([own[side].var(ddof=1) for own in both]) for side in (0, 1))
+    return float(max(1 - held / seen, 0.0)) if seen > 0 else 0.0
 
 
 def shrunk(gap: FloatArray, noise: FloatArray) -> FloatArray:

@@ -329,7 +329,7 @@ class _Recorder(TrainerCallback):
         self.problem, self.model, self.observed, self.observations = problem, model, observed, observations
         self.renewal, self.by_heart = renewal, by_heart
         # where margins begin, and chosen scores
-        self.firsts = (0, by_heart.share.shape[1]) if by_heart and sided else (0,)
+        self.firsts = (0, len(by_heart.owner)) if by_heart and sided else (0,)
         self.begun: dict[int, Tensor] = {}
         self.shift: Tensor | None = None
         self.observe_at: set[int] = set()
