@@ -15,6 +15,7 @@ import yaml
 
 from foretune import processes
 from foretune.errors import UserError
+from foretune.memory import give_back
 from foretune.records.schema import SCHEMA_VERSION, TABLES
 
 # Rows of a table that are in memory while it is written, and one row group of the file.
@@ -86,6 +87,7 @@ class RunFolder:
             with pq.ParquetWriter(path, TABLES[name]) as file:
                 while block := [dict(row) for row in islice(remaining, ROWS_AT_ONCE)]:
                     file.write_table(pa.Table.from_pylist(block, schema=TABLES[name]))
+                    give_back()
 
         self._write(f"{name}.parquet", write)
 
