@@ -31,7 +31,7 @@ class Pair(NamedTuple):
     answers: Couple | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pairs(Sequence[Pair]):
     """The attributes of N pairs, each of shape (N,); behaviours and answers as places in `names` and `couples`."""
 
@@ -65,7 +65,7 @@ class Pairs(Sequence[Pair]):
     def __getitem__(self, index: Any) -> Any:
         """The pair at a place, or the pairs at several (a slice, or an array of places or of truths)."""
         found = {name: getattr(self, name)[index] for name in Pair._fields}
-        if not isinstance(index, int):
+        if not isinstance(index, int | np.integer):
             return replace(self, **found)
         pair = {name: value.item() for name, value in found.items()}
         return Pair(**pair | {"behaviour": self.names[pair["behaviour"]], "answers": self.couples[pair["answers"]]})

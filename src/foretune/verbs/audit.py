@@ -12,7 +12,6 @@ from foretune.features.probes import Probes, probe
 from foretune.features.store import ShardStore
 from foretune.features.unembedding import PairFeatures, measure_pairs, open_store, read_features
 from foretune.findings import AnswerCounts, Evidence, find_all
-from foretune.memory import give_back
 from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of, versions
 from foretune.statistics.behaviours import (
@@ -111,7 +110,6 @@ def _write_audit(
     behaviours = behaviour_rows(measured, kernel, draws=job.ours.draws, seed=job.training.seed)
     alignment, rank = (_of_pairs(prepared, values) for values in (alignments(measured), representative_rank(measured)))
     answers = AnswerCounts()
-    give_back()
     run.write_table("behaviours", behaviours)
     run.write_table("pairs", _pair_rows(every, features, (alignment, rank), answers))
     evidence = Evidence(behaviours, finding_columns(prepared, alignment), answers, prepared.counts, kernel)
