@@ -17,6 +17,7 @@ DEMO = {
     "--warmup_steps": "5",
     "--per_device_train_batch_size": "16",
     "--num_train_epochs": "1",
+    "--observe_pairs": "20",
     "--output_dir": "demo",
 }
 

@@ -23,7 +23,7 @@ FIRST_INTERVAL = 8
 
 # Where nothing is said: so many passes over the measured pairs at most, and so much of the run's rows altogether.
 MOST_PASSES, LARGEST_COST = 5, 0.25
-# Pairs of each behaviour: more say little more, fewer overstate what is learned.
+# Pairs of each behaviour and split: fewer overstate what is learned.
 FEWEST_PAIRS, MOST_PAIRS = 20, 50
 
 
@@ -44,18 +44,22 @@ def affordable_interval(num_steps: int, rows_per_step: int, num_measured: int) -
     return ceil(num_steps / passes) if passes > 1 else 0
 
 
-def affordable_pairs(num_rows: int, num_groups: int, passes: int = MOST_PASSES) -> int:
-    """Of each group of pairs so many that all passes together stay small beside the run, within FEWEST and MOST_PAIRS.
+def affordable_pairs(num_rows: int, num_groups: int) -> int:
+    """Pairs of each group, FEWEST to MOST_PAIRS: fewer where that makes passes on the way affordable.
 
     Args:
         num_rows: that the run trains on, each as often as it does.
         num_groups: behaviours, those of held-out pairs apart.
-        passes: over the pairs of all groups.
 
     >>> affordable_pairs(20_000, 40)
     25
+    >>> affordable_pairs(1_000, 40)
+    50
     """
-    return min(max(int(LARGEST_COST * num_rows / (passes * num_groups)), FEWEST_PAIRS), MOST_PAIRS)
+    rows = LARGEST_COST * num_rows / num_groups
+    if rows < 2 * FEWEST_PAIRS:
+        return MOST_PAIRS
+    return min(max(int(rows / MOST_PASSES), FEWEST_PAIRS), MOST_PAIRS)
 
 
 class Drift(NamedTuple):

@@ -12,7 +12,7 @@ from foretune import processes
 from foretune.data import PreferenceData
 from foretune.data.formats import UNPAIRED
 from foretune.data.tables import columns_of, opened_anew
-from foretune.dynamics.relinearise import MOST_PAIRS, MOST_PASSES, affordable_pairs
+from foretune.dynamics.relinearise import MOST_PAIRS, affordable_pairs
 from foretune.errors import UserError
 from foretune.memory import give_back
 from foretune.models.encoding import Lost, encode
@@ -84,12 +84,12 @@ class Prepared(NamedTuple):
         return settled._replace(sample=EncodedPairs(self.pairs[int(index)] for index in members))
 
     def _affordable_pairs(self) -> int:
-        """Of each behaviour and split; all features of the output layer are there anyway."""
-        if self.job.twin == "output_layer":
+        """Of each behaviour and split, where features may be taken anew on the way."""
+        if self.job.twin != "weight_space":
             return MOST_PAIRS
         num_rows = self.job.num_steps(self.num_train_units) * self.job.rows_per_step
         num_groups = len(np.unique(2 * self.pairs.behaviour + self.pairs.is_train))
-        return affordable_pairs(num_rows, num_groups, MOST_PASSES if self.job.twin == "weight_space" else 1)
+        return affordable_pairs(num_rows, num_groups)
 
     @property
     def behaviour_of(self) -> np.ndarray:
