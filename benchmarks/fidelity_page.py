@@ -33,7 +33,9 @@ are reported, all criteria were fixed before the first run.
 - *twin*: `foretune forecast` from step 0; *n passes*: `--relinearise_every` a share 1/n of the steps; *n pairs*: of
   each behaviour that features are taken of (`--twin_pairs`, `--observe_pairs`). *Chosen* ones are the first in the
   order of the audit (`representative_rank`), as foretune takes them; where there are more pairs than n and the word is
-  missing, the forecast is older and of those with the lowest ids, as good as drawn.
+  missing, the forecast is older and of those with the lowest ids, as good as drawn. *n held out*: so many more of each
+  behaviour are measured and not trained on, which tell what pairs that stand for others learn by heart; on free text,
+  passes and pilots are older than the part of it that is taken off pair by pair.
 - *pilot*: the first 5, 10 or 20 % of the steps are trained really, the rest is forecast (`--pilot_fraction`).
 - *persistence*: the pilot's own last losses and margins, taken for the end's. *Distinguishability* and *behaviour
   kernel*: the order that the audit gives. *Naive kernel*: mean cosine of a behaviour's mean hidden state with those
