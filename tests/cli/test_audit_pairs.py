@@ -151,3 +151,9 @@ def test_how_many_pairs_are_measured_where_nothing_is_said(changes, pairs, tiny_
     prepared = prepare(job_from(**options | changes))
     assert (prepared.observe_pairs, prepared.twin_pairs) == pairs
     assert Counter(prepared.split_of[prepared.observed]) == {"train": 2 * pairs[0], "test": 2 * min(pairs[0], 20)}
+
+
+@pytest.mark.parametrize("name", ["observe_pairs", "twin_pairs", "audit_pairs"])
+def test_no_pairs_are_no_number_of_pairs(name, tmp_path):
+    with pytest.raises(UserError, match=f"{name} is 0: it must be at least 1."):
+        job_from(model_name_or_path="smollm2-135m", dataset_name="x", output_dir=str(tmp_path), **{name: 0})

@@ -251,6 +251,9 @@ def job_from(**explicit: Any) -> Job:
     check_method(job.ours.method, explicit)
     if job.ours.band_runs == 1 or job.ours.band_runs < 0:
         raise UserError(f"band_runs is {job.ours.band_runs}: a band needs at least 2 runs, 0 leaves it out.")
+    for name in ("observe_pairs", "twin_pairs", "audit_pairs"):
+        if (count := getattr(job.ours, name)) is not None and count < 1:
+            raise UserError(f"{name} is {count}: it must be at least 1.")
     if any(not 0 < share < 1 for share in job.ours.forecast_at or []):
         raise UserError(f"forecast_at {job.ours.forecast_at}: each must lie between 0 and 1, a share of the steps.")
     if job.ranking_loss is not None:
