@@ -113,6 +113,7 @@ Method = Forecast | Shorter
 LONG = Run("test-0", 0, learning_rate=4.8e-5, steps=500, batch=12, rows=400)
 HALF_LONG = LONG._replace(batch=6, rows=200, dtype="float32")
 LONGER = Run("test-0", 0, learning_rate=1.2e-5, steps=2000, batch=12, rows=400)
+HALF_LONGER = LONGER._replace(batch=6, rows=200, dtype="float32", observations=5)
 FULL = {"trained": "full", "learning_rate": 5e-6}
 
 
@@ -146,6 +147,7 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
         yield Run(mixture, 0, dtype="float32", **FULL), [FULL_PASSES, FEW[0], FULL_PILOT_PASSES, FEW[3]]
     yield LONG, [*at_cost(LONG, 0.1)]
     yield HALF_LONG, [*at_cost(HALF_LONG, 0.1), ALL[0], FEW[2]]
+    yield HALF_LONGER, at_cost(HALF_LONGER, 0.05)
     yield Run("test-0", 2), [*FEW[:1], PASSES[0], *SHORTER, *PILOTS]
     yield TEXT, [FEW[0], FEW[2], FEW[1], ALL[0], PASSES[0], SHORTER[1], SHORTER[3]]
     held = [
