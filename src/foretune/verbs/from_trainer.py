@@ -19,6 +19,7 @@ from foretune.training.trainer import PreferenceTrainer
 from foretune.verbs.arguments import ForetuneArguments
 from foretune.verbs.job import Job
 from foretune.verbs.prepare import Prepared
+from foretune.verbs.values import checked
 
 
 def prepared_from_trainer(trainer: DPOTrainer, **ours: Any) -> Prepared:
@@ -35,6 +36,7 @@ def prepared_from_trainer(trainer: DPOTrainer, **ours: Any) -> Prepared:
         raise UserError(
             f"forecast(trainer) needs the trainer before training: this one is at step {trainer.state.global_step}."
         )
+    ours = checked((ForetuneArguments,), ours)
     arguments = ForetuneArguments(**{"trainable": _trainable(trainer.model), **ours})
     evaluation = trainer.eval_dataset
     if isinstance(evaluation, dict):

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import ceil
 from pathlib import Path
@@ -19,7 +19,7 @@ from foretune.models.load import resolve_dtype
 from foretune.objectives import Objective, RankingObjective, SidedObjective, SumOfTerms, Term
 from foretune.records import RunFolder
 from foretune.scores import Convention
-from foretune.training.build import TRAINABLE, default_device
+from foretune.training.build import default_device
 from foretune.verbs.arguments import ForetuneArguments
 from foretune.verbs.losses import (
     check_method,
@@ -27,6 +27,7 @@ from foretune.verbs.losses import (
     objective_of,
     ranking_objective_of,
 )
+from foretune.verbs.values import checked
 
 
 @dataclass
@@ -228,7 +229,7 @@ def spoken_arguments(
     spoken = {**from_file, **said}
     defaults = defaults or {}
     if not {"model_name_or_path", "dataset_name"} & set(spoken):
-        folder = RunFolder(spoken.get("output_dir") or defaults.get("output_dir") or "trainer_output")
+        folder = RunFolder(str(spoken.get("output_dir") or defaults.get("output_dir") or "trainer_output"))
         spoken = {**(folder.read_yaml("config.yaml") or {}), **spoken}
     return {**defaults, **spoken}
 
@@ -237,23 +238,19 @@ def job_from(**explicit: Any) -> Job:
     """Build a job from TRL's and foretune's arguments as keywords.
 
     Raises:
-        UserError: unknown arguments or values that TRL refuses.
+        UserError: unknown arguments, or values of another type, out of bounds, or that TRL refuses.
     """
     if processes.launched_with_fsdp() and os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError("FSDP version 1 cannot be observed while it trains: launch with --fsdp_version 2.")
+    explicit = checked(TYPES, explicit)
     values = {**DEFAULTS, "use_cpu": default_device().type == "cpu", **explicit}
     if "bf16" not in explicit and "fp16" not in explicit:
         dtype = resolve_dtype(explicit.get("dtype", "auto"), default_device())
         values["bf16"] = dtype == torch.bfloat16
-    job = Job(*fill(TYPES, values, explicit), explicit=without_restart(explicit))  # pyright: ignore
-    if job.trainable not in TRAINABLE:
-        raise UserError(f"trainable '{job.trainable}' is none of {', '.join(TRAINABLE)}.")
+    job = Job(*fill(TYPES, values), explicit=without_restart(explicit))  # pyright: ignore
     check_method(job.ours.method, explicit)
     if job.ours.band_runs == 1 or job.ours.band_runs < 0:
         raise UserError(f"band_runs is {job.ours.band_runs}: a band needs at least 2 runs, 0 leaves it out.")
-    for name in ("observe_pairs", "twin_pairs", "audit_pairs"):
-        if (count := getattr(job.ours, name)) is not None and count < 1:
-            raise UserError(f"{name} is {count}: it must be at least 1.")
     if any(not 0 < share < 1 for share in job.ours.forecast_at or []):
         raise UserError(f"forecast_at {job.ours.forecast_at}: each must lie between 0 and 1, a share of the steps.")
     if job.ranking_loss is not None:
@@ -268,19 +265,12 @@ def job_from(**explicit: Any) -> Job:
     return job
 
 
-def fill(kinds: Sequence[type], values: dict[str, Any], explicit: Iterable[str]) -> list[Any]:
-    """One instance of each of TRL's and our dataclasses `kinds` with these values.
+def fill(kinds: Sequence[type], values: dict[str, Any]) -> list[Any]:
+    """One instance of each of TRL's and our dataclasses `kinds` with these values, which are `checked`.
 
     Raises:
-        UserError: an argument among `explicit` that none of them has, values that TRL refuses, no model.
+        UserError: values that TRL refuses, no model.
     """
-    known = {item.name for kind in kinds for item in fields(kind)}
-    if unknown := sorted(set(explicit) - known):
-        import difflib
-
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; `foretune forecast --help` lists what there is."
-        raise UserError(f"unknown argument {unknown[0]}{hint}")
     try:
         parts = [
             kind(**{item.name: values[item.name] for item in fields(kind) if item.name in values}) for kind in kinds
@@ -328,6 +318,10 @@ def _read_config(path: str | None) -> dict[str, Any]:
         raise UserError(f"cannot read the configuration {path}: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"the configuration {path} must be a YAML mapping of argument names to values.")
-    for name, value in (content.pop("env", None) or {}).items():
-        os.environ[name] = str(value)
+    if strange := [name for name in content if not isinstance(name, str)]:
+        raise UserError(f"the configuration {path} has the key {strange[0]!r}: keys must be names of arguments.")
+    variables = content.pop("env", None) or {}
+    if not isinstance(variables, dict):
+        raise UserError(f"env in the configuration {path} must be a mapping of environment variables to values.")
+    os.environ.update({str(name): str(value) for name, value in variables.items()})
     return content

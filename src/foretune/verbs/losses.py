@@ -92,13 +92,11 @@ OF_RESPONSES = ("kto",)
 
 
 def check_method(name: str, explicit: Collection[str]) -> None:
-    """Refuse what names no trainer, and options that the trainer does not have.
+    """Refuse options that a method's trainer does not have.
 
     Raises:
-        UserError: such a name or option.
+        UserError: such an option.
     """
-    if name not in ("dpo", *OTHERS):
-        raise UserError(f"method '{name}' is none of dpo, {', '.join(OTHERS)}.")
     if name != "dpo" and (strange := [option for option in OF_DPO if option in explicit]):
         raise UserError(f"{strange[0]} is an option of DPOTrainer alone: leave it out with --method {name}.")
 

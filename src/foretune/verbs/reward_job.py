@@ -13,6 +13,7 @@ from foretune.models.load import resolve_dtype
 from foretune.training.build import default_device
 from foretune.verbs.arguments import SharedArguments
 from foretune.verbs.job import DEFAULTS, Job, fill, spoken_arguments, without_restart
+from foretune.verbs.values import checked
 
 TRAINABLE = ("score", "lora", "full")
 
@@ -92,12 +93,12 @@ def reward_job_from(**explicit: Any) -> RewardJob:
     """Build a job from the arguments of `trl reward` and foretune's as keywords.
 
     Raises:
-        UserError: unknown arguments, values that TRL refuses, or what a reward model cannot be trained with here.
+        UserError: unknown arguments, values of another type, out of bounds or that TRL refuses, or what a reward model
+            cannot be trained with here.
     """
+    explicit = checked(TYPES, explicit)
     values = {**REWARD_DEFAULTS, "use_cpu": default_device().type == "cpu", **explicit}
-    job = RewardJob(*fill(TYPES, values, explicit), explicit=without_restart(explicit))  # pyright: ignore
-    if job.trainable not in TRAINABLE:
-        raise UserError(f"trainable '{job.trainable}' is none of {', '.join(TRAINABLE)}.")
+    job = RewardJob(*fill(TYPES, values), explicit=without_restart(explicit))  # pyright: ignore
     if job.ours.ensemble < 0 or job.ours.ensemble == 1:
         raise UserError(f"ensemble is {job.ours.ensemble}: an ensemble needs at least 2 members, 0 leaves it out.")
     if job.ours.ensemble and job.trainable != "score":

@@ -11,6 +11,7 @@ from foretune.errors import UserError
 from foretune.training.build import TRAINABLE, default_device
 from foretune.verbs.arguments import SharedArguments
 from foretune.verbs.job import DEFAULTS, Job, fill, spoken_arguments, without_restart
+from foretune.verbs.values import checked
 
 
 @dataclass
@@ -72,14 +73,13 @@ def rlhf_job_from(**explicit: Any) -> RlhfJob:
     """Build a job from the arguments of `trl rloo` and foretune's as keywords.
 
     Raises:
-        UserError: unknown arguments, values that TRL refuses, no reward model.
+        UserError: unknown arguments, values of another type, out of bounds or that TRL refuses, no reward model.
     """
+    explicit = checked(TYPES, explicit)
     values = {**RLHF_DEFAULTS, "use_cpu": default_device().type == "cpu", **explicit}
-    job = RlhfJob(*fill(TYPES, values, explicit), explicit=without_restart(explicit))  # pyright: ignore
+    job = RlhfJob(*fill(TYPES, values), explicit=without_restart(explicit))  # pyright: ignore
     if not job.ours.reward_model:
         raise UserError("no reward: pass --reward_model (the --output_dir of `foretune reward`, or a reward model).")
-    if job.trainable not in TRAINABLE:
-        raise UserError(f"trainable '{job.trainable}' is none of {', '.join(TRAINABLE)}.")
     if job.ours.candidates < 2:
         raise UserError(f"candidates is {job.ours.candidates}: a policy chooses among 2 answers at least.")
     if job.training.use_vllm:
