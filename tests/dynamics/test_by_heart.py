@@ -121,19 +121,20 @@ PLACE = np.where(SEEN, np.arange(len(MIXED)) // 4 * 4 + 1, np.arange(len(MIXED))
 
 def slow_shift(learned, rows, observed):
     """Behaviour by behaviour, pair by pair."""
-    gaps, noises, shares, variances, sides = {}, {}, {}, {}, {}
+    gaps, noises, shares, widths, sides = {}, {}, {}, {}, {}
     for name in "abc":
         own = [row for row in rows if MIXED[row] == name]
         used = {PLACE[row] for row in own}
         seen = [learned[pair] for pair in used]
         held = [learned[pair] for pair in observed if not SEEN[pair] and MIXED[pair] == name]
         gaps[name] = np.mean(seen) - np.mean(held)
-        noises[name] = np.var(seen, ddof=1) / len(seen) + np.var(held, ddof=1) / len(held)
-        shares[name], variances[name] = 1 - len(used) / len(own), (np.var(seen, ddof=1), np.var(held, ddof=1))
+        noises[name] = np.var(held, ddof=1) / len(seen) + np.var(held, ddof=1) / len(held)
+        shares[name] = 1 - len(used) / len(own)
+        widths[name] = [np.median([abs(value - np.median(side)) for value in side]) ** 2 for side in (seen, held)]
         sides[name] = used, np.mean(seen)
     common = np.mean([*gaps.values()])
     spread = max(np.var([*gaps.values()], ddof=1) - np.mean([*noises.values()]), 0)
-    by_heart = max(1 - sum(held for _, held in variances.values()) / sum(seen for seen, _ in variances.values()), 0)
+    by_heart = max(1 - sum(held for _, held in widths.values()) / sum(seen for seen, _ in widths.values()), 0)
     found = np.zeros(len(MIXED))
     for pair, name in enumerate(MIXED):
         used, mean = sides[name]

@@ -78,7 +78,8 @@ class ByHeart(NamedTuple):
         parts = iter(np.split(learned, np.cumsum([len(side) for both in self.sides for side in both])[:-1]))
         both = [(seen, next(parts)) for seen in parts]
         gap = np.array([seen.mean() - held.mean() for seen, held in both])
-        noise = np.array([sum(side.var(ddof=1) / len(side) for side in own) for own in both])
+        # what measured pairs have of their own is in the gap to be taken off, no noise in it
+        noise = np.array([held.var(ddof=1) * (1 / len(seen) + 1 / len(held)) for seen, held in both])
         own = own_part(both)
         found = [
             share * (common + own * (seen - seen.mean()))
@@ -90,14 +91,20 @@ class ByHeart(NamedTuple):
 def own_part(both: Sequence[tuple[FloatArray, FloatArray]]) -> float:
     """Of the variance of training pairs within behaviours, the share that held-out pairs do not have.
 
+    By median absolute deviations, which a few far longer texts do not decide.
+
     Args:
         both: margins of training and of held-out pairs of each behaviour, two or more.
 
     >>> own_part([(np.array([0.0, 4.0]), np.array([0.0, 2.0]))])
     0.75
     """
-    seen, held = (np.mean([own[side].var(ddof=1) for own in both]) for side in (0, 1))
+    seen, held = (np.mean([_median_deviation(own[side]) ** 2 for own in both]) for side in (0, 1))
     return float(max(1 - held / seen, 0.0)) if seen > 0 else 0.0
+
+
+def _median_deviation(values: FloatArray) -> float:
+    return float(np.median(np.abs(values - np.median(values))))
 
 
 def shrunk(gap: FloatArray, noise: FloatArray) -> FloatArray:
