@@ -101,9 +101,19 @@ def load_model(
             f"folder with safetensors, a .gguf file, or {EMBEDDED_MODEL}."
         ) from error
     check_finite(model, name)
+    pad_with_end(tokenizer, name)
+    return LoadedModel(model.eval(), tokenizer, name, folder, note)
+
+
+def pad_with_end(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Where a tokenizer has no padding token, pad with its end token; refuse one that has neither."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return LoadedModel(model.eval(), tokenizer, name, folder, note)
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"the tokenizer of '{name}' has neither a padding nor an end token: set pad_token in the "
+            "tokenizer_config.json of its folder."
+        )
 
 
 def check_finite(model: torch.nn.Module, name: str) -> None:

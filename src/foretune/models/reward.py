@@ -16,7 +16,7 @@ from foretune.models.batches import supports_packing
 from foretune.models.encoding import EncodedPair
 from foretune.models.evaluating import evaluating
 from foretune.models.forward_pass import ForwardPass
-from foretune.models.load import LoadedModel, check_finite, resolve_name
+from foretune.models.load import LoadedModel, check_finite, pad_with_end, resolve_name
 
 TOKENS_AT_ONCE = 4096
 
@@ -78,8 +78,7 @@ def load_reward_model(
     if not isinstance(getattr(model, "score", None), nn.Linear):
         raise UserError(f"'{name}' ({type(model).__name__}) has no linear score head: use a decoder such as Llama.")
     check_finite(model, name)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    pad_with_end(tokenizer, name)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     has_new_head = any(key.startswith("score.") for key in info["missing_keys"])
     return LoadedReward(LoadedModel(model.eval(), tokenizer, name, folder, note), has_new_head)

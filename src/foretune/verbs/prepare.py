@@ -29,6 +29,7 @@ from foretune.objectives import (
 )
 from foretune.records import RunFolder
 from foretune.records.provenance import pairs_hash, sha256_of
+from foretune.training.build import lora_config
 from foretune.verbs.job import Job
 from foretune.verbs.losses import OF_RESPONSES, margin_loss
 
@@ -216,6 +217,8 @@ def prepare(job: Job, *, loaded: LoadedModel | None = None) -> Prepared:
         processes.on_main(lambda: discard(job.run))
     data = job.load_data()
     loaded = loaded or load_reference(job)
+    if job.trainable == "lora":
+        lora_config(job.model, loaded.model)  # refuse before any work
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     limits = {"max_length": job.training.max_length, "context": context}
     lost = Lost.nothing()

@@ -16,6 +16,7 @@ from foretune.models.pairs import EncodedPairs
 from foretune.models.reward import last_states, load_reward_model
 from foretune.objectives import BradleyTerry
 from foretune.records.provenance import pairs_hash, sha256_of
+from foretune.training.build import lora_config
 from foretune.verbs.prepare import Prepared, discard
 from foretune.verbs.progress import Progress
 from foretune.verbs.reward_job import RewardJob
@@ -77,6 +78,8 @@ def prepare_reward(job: RewardJob, progress: Progress) -> tuple[RewardData, nn.L
     )
     if job.ours.ensemble and not has_new_head:
         raise UserError(f"'{loaded.name}' has a score head: an ensemble starts from heads of its own; give a decoder.")
+    if job.trainable == "lora":
+        lora_config(job.model, loaded.model)  # refuse before any work
     loaded = loaded._replace(model=loaded.model.to(job.device()))
     limit, lost = job.training.max_length, Lost.nothing()
     kept = []

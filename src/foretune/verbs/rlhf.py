@@ -17,6 +17,7 @@ from foretune.models.load import LoadedModel, weights_hash
 from foretune.models.reward import FrozenReward, load_reward_model
 from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of, versions
+from foretune.training.build import lora_config
 from foretune.training.policy_trainer import build_policy_trainer, planned_rates
 from foretune.training.reward_trainer import ModelObserver
 from foretune.training.terminal import TrainingBar
@@ -49,6 +50,8 @@ def rlhf(job: RlhfJob | None = None, *, progress: Progress | None = None, **argu
     if job.ours.restart:
         discard(run)
     loaded = load_reference(job)
+    if job.trainable == "lora":
+        lora_config(job.model, loaded.model)  # refuse before any work
     key = sha256_of(weights_hash(loaded.model), {k: v for k, v in job.explicit.items() if k != "output_dir"})
     if run.stage_key("rlhf") == key:
         progress.say("rlhf: already in the run folder.")
