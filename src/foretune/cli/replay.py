@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from foretune import processes
 from foretune.cli.finish import finish
@@ -33,7 +34,7 @@ def run(arguments: Sequence[str]) -> None:
         return
     table = Table("table", "column", "largest relative difference")
     for (name, column), difference in sorted(differences.items(), key=lambda item: -item[1])[:12]:
-        table.add_row(name, column, f"{difference:.2g}")
+        table.add_row(Text(name), Text(column), f"{difference:.2g}")
     Console().print(table)
     if max(differences.values(), default=0.0) > given.tolerance:
         print(f"foretune: the repetition differs by more than {given.tolerance:g}.", file=sys.stderr)

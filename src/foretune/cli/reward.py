@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from foretune.cli.finish import finish
 from foretune.records import RunFolder
@@ -36,5 +37,5 @@ def ensemble_table(folder: RunFolder) -> Table:
         if row["split"] == split:
             cells = [f"{row['reward_accuracy']:.0%}", f"{row['reward_accuracy_spread']:.1%}"]
             cells += [f"{row['margin']:.2f}", f"{row['margin_spread']:.2f}", f"{row['agreement']:.0%}"]
-            shown.add_row(row["behaviour"], *cells)
+            shown.add_row(Text(row["behaviour"]), *cells)
     return shown

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from foretune.records import RunFolder
 from foretune.verbs.progress import Progress
@@ -18,10 +19,11 @@ def run(arguments: Sequence[str]) -> None:
     console = Console()
     console.print(policy_table(folder))
     for behaviour, found in folder.record["rlhf"]["overoptimised"].items():
-        console.print(
+        told = (
             f"{behaviour}: over-optimised since step {found['peak_step']}: reward {found['reward']:+.3f}, held-out "
             f"reward {found['heldout_reward']:+.3f} since then."
         )
+        console.print(Text(told))
 
 
 def policy_table(folder: RunFolder) -> Table:
@@ -53,5 +55,5 @@ def policy_table(folder: RunFolder) -> Table:
         first, end = at["observed", behaviour, 0], at["observed", behaviour, last]
         said = at[forecast, behaviour, last]
         cells = [first["reward"], said["reward"], end["reward"], first["heldout_reward"], end["heldout_reward"]]
-        shown.add_row(behaviour, *[f"{cell:.3f}" for cell in [*cells, said["kl"], end["kl"]]])
+        shown.add_row(Text(behaviour), *[f"{cell:.3f}" for cell in [*cells, said["kl"], end["kl"]]])
     return shown

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from foretune import processes
 
@@ -29,13 +30,14 @@ class Progress:
         return cls(quiet=True)
 
     def say(self, text: str) -> None:
-        """One line."""
-        self.console.print(f"[dim]{text}[/dim]", highlight=False)
+        """One line, as it is: a behaviour's name may look like markup."""
+        self.console.print(Text(text, style="dim"), highlight=False)
 
     @contextmanager
     def bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
         """A bar; yields a function that takes how many are done so far."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        named = TextColumn("{task.description}", markup=False)
+        columns = (named, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with RichProgress(*columns, console=self.console, disable=self.quiet, transient=True) as bars:
             task = bars.add_task(what, total=total)
             yield lambda done: bars.update(task, completed=done)
