@@ -254,3 +254,52 @@ def test_types_that_differ_from_block_to_block_are_told(write_rows, monkeypatch)
     ]
     with pytest.raises(UserError, match="the rows do not fit one table: .*give each key of messages one type"):
         load_preferences(str(write_rows(rows)))
+
+
+def chats(num_rows=12, **extra):
+    fields = ("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")
+    return [
+        {name: [{"role": role, "content": f"{name} {n}"}] for name, role in fields} | {"topic": "art"} | extra
+        for n in range(num_rows)
+    ]
+
+
+@pytest.mark.parametrize(
+    "extra, reason",
+    [
+        ({"tools": 3}, "tools is int, neither a list nor one as JSON"),
+        ({"tools": "not json"}, "tools is text that is no JSON list"),
+        ({"tools": '{"name": "f"}'}, "tools is text that is no JSON list"),
+        ({"chat_template_kwargs": "x"}, "chat_template_kwargs is str, not an object"),
+        ({"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs sets tokenize, which encoding sets"),
+        ({"prompt": [{"role": "\ud800", "content": "x"}]}, "a message of prompt has half of a surrogate pair"),
+    ],
+)
+def test_conversations_that_no_template_takes_are_malformed(write_rows, extra, reason):
+    data = load(write_rows, chats() + [row | extra for row in chats(1)])
+    assert "Rows dropped: 1 malformed." in data.info.notes
+    with pytest.raises(UserError, match=f"the first malformed one is row 1 of pairs.jsonl: .*{reason}"):
+        load(write_rows, chats(**extra))
+
+
+@pytest.mark.parametrize("extra", [{"tools": [{"name": "f"}]}, {"tools": "[]"}, {"chat_template_kwargs": {"a": 1}}])
+def test_conversations_keep_what_templates_take(write_rows, extra):
+    assert next(iter(extra)) in load(write_rows, chats(**extra)).train.column_names
+
+
+def test_of_text_no_template_is_asked(write_rows):
+    assert load(write_rows, make_rows(topic="art", tools=3, chat_template_kwargs="x")).info.counts[0]["malformed"] == 0
+
+
+def test_half_a_surrogate_pair_in_a_name_drops_the_row(write_rows):
+    info = load(write_rows, make_rows(topic="art") + make_rows(2, topic="\ud800x")).info
+    assert {row["behaviour"]: row["malformed"] for row in info.counts if row["malformed"]} == {"?x": 2}
+    json.dumps(info.as_dict(), ensure_ascii=False).encode()
+    with pytest.raises(UserError, match="its behaviour's name holds half of a surrogate pair"):
+        load(write_rows, make_rows(topic="\ud800"))
+
+
+def test_a_margin_beyond_all_floats_is_none(write_rows):
+    rows = make_rows(topic="art", margin=1.5) + make_rows(20, topic="maths", margin=10**400)
+    margins = load(write_rows, [row | {"prompt": f"{n}"} for n, row in enumerate(rows)]).train["margin"]
+    assert set(margins) == {1.5, None}

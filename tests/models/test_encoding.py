@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from trl import DPOConfig, DPOTrainer
 
 from foretune.data import load_preferences
+from foretune.errors import UserError
 from foretune.models.encoding import Lost, encode
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -128,3 +129,38 @@ def test_states_do_not_depend_on_the_order_of_rows(tiny_folder, tokenizer):
     pairs = list(encode(numbered(ROWS["text"][2:]), tokenizer, split="train", max_length=None))
     forward, backward = pair_scores(model, pairs), pair_scores(model, pairs[::-1])
     torch.testing.assert_close(forward.chosen, backward.chosen.flip(0), atol=1e-5, rtol=1e-6)
+
+
+SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+TEMPLATES = {
+    "refuses a role": (SYSTEM + "{{ messages[0]['content'] }}", "System role not supported"),
+    "reads what is not there": ("{{ messages[0].no.such }}", "has no attribute 'no'"),
+    "is no template": ("{% if %}", "Expected an expression"),
+}
+
+
+@pytest.mark.parametrize("template, said", TEMPLATES.values(), ids=TEMPLATES.keys())
+def test_a_conversation_that_the_template_refuses_is_told(template, said, tokenizer, tiny_folder):
+    other = type(tokenizer).from_pretrained(tiny_folder)
+    other.chat_template = template
+    row = ROWS["conversation"][1]
+    with pytest.raises(UserError, match=rf"refuses a conversation \(.*{said}.*begins with \[.*'Be brief.'"):
+        list(encode(numbered([row]), other, split="train", max_length=None))
+
+
+def test_conversations_need_a_template(tokenizer, tiny_folder):
+    other = type(tokenizer).from_pretrained(tiny_folder)
+    other.chat_template = None
+    assert list(encode(numbered(ROWS["text"]), other, split="train", max_length=None))
+    with pytest.raises(UserError, match="has no chat template: take an instruct model, or give .* as text"):
+        list(encode(numbered(ROWS["conversation"]), other, split="train", max_length=None))
+    own = [{**row, "chat_template_kwargs": {"chat_template": tokenizer.chat_template}} for row in ROWS["conversation"]]
+    ids = [pair.prompt_ids for pair in encode(numbered(own), other, split="train", max_length=None)]
+    whole = encode(numbered(ROWS["conversation"]), tokenizer, split="train", max_length=None)
+    assert ids == [pair.prompt_ids for pair in whole]
+
+
+@pytest.mark.parametrize("extra", [{"tools": "3"}, {"tools": '["f"]'}, {"chat_template_kwargs": {"tokenize": False}}])
+def test_arguments_that_the_template_cannot_take_are_told(extra, tokenizer):
+    with pytest.raises(UserError, match="refuses a conversation"):
+        list(encode(numbered([{**ROWS["conversation"][0], **extra}]), tokenizer, split="train", max_length=None))

@@ -1,9 +1,17 @@
 """Which rows can be trained on: types, blanks, equal answers, weights."""
 
+import json
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from foretune.errors import UserError
+
+# Arguments of chat templates that encoding itself gives, or that would change what it returns.
+RESERVED = {
+    *("conversation", "tools", "add_generation_prompt", "continue_final_message", "tokenize", "padding", "truncation"),
+    *("max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+}
 
 
 class Fault(NamedTuple):
@@ -43,6 +51,28 @@ def value_fault(name: str, value: Any) -> Fault | None:
     return Fault("malformed", f"{name} is {type(value).__name__}, neither text nor a list of messages")
 
 
+def template_fault(extras: Mapping[str, Any]) -> Fault | None:
+    """Return why the chat template of a conversation cannot take its `tools` or `chat_template_kwargs`, else None."""
+    tools, arguments = extras.get("tools"), extras.get("chat_template_kwargs")
+    if tools and not isinstance(_from_json(tools), list):
+        told = "text that is no JSON list" if isinstance(tools, str) else type(tools).__name__
+        return Fault("malformed", f"tools is {told}, neither a list nor one as JSON")
+    if not arguments:
+        return None
+    if not isinstance(arguments, dict):
+        return Fault("malformed", f"chat_template_kwargs is {type(arguments).__name__}, not an object")
+    if taken := sorted(RESERVED & {name for name, value in arguments.items() if value is not None}):
+        return Fault("malformed", f"chat_template_kwargs sets {taken[0]}, which encoding sets itself")
+    return None
+
+
+def _from_json(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return None
+
+
 def check_weight(value: Any, *, column: str, place: str) -> float | None:
     """Return a row's weight as a float, None where the row has none.
 
@@ -70,7 +100,7 @@ def _kind(value: Any) -> str:
 def _text_fault(name: str, text: str) -> Fault | None:
     if not text.strip():
         return Fault("empty", f"{name} is blank")
-    if not _is_encodable(text):
+    if not is_encodable(text):
         return Fault("malformed", f"{name} holds half of a surrogate pair, which is no valid text")
     return None
 
@@ -90,17 +120,20 @@ def _message_fault(message: Any) -> str | None:
         return f"is {type(message).__name__}, not an object with role and content"
     if not isinstance(message.get("role"), str):
         return "has no role"
+    if not is_encodable(message["role"]):
+        return "has half of a surrogate pair in its role, which is no valid text"
     content = message.get("content")
     if content is None and message.get("tool_calls"):
         return None
     if not isinstance(content, str):
         return f"has content of type {type(content).__name__}, not text"
-    if not _is_encodable(content):
+    if not is_encodable(content):
         return "holds half of a surrogate pair, which is no valid text"
     return None
 
 
-def _is_encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
+    """Whether UTF-8 has this text: not where it holds half of a surrogate pair."""
     if text.isascii():
         return True
     try:

@@ -6,16 +6,17 @@ from typing import Any
 
 from foretune.data.accounts import Account
 from foretune.data.behaviours import Naming, check_wanted
-from foretune.data.checks import Fault, check_weight
-from foretune.data.formats import RANKING, UNPAIRED, layout, read_pair, refine
+from foretune.data.checks import Fault, check_weight, is_encodable, template_fault
+from foretune.data.formats import RANKING, UNPAIRED, Triple, layout, read_pair, refine
 from foretune.data.pairs import Pair, Pairs
-from foretune.data.rankings import read_ranking
+from foretune.data.rankings import Ranking, read_ranking
 from foretune.data.sources import Part
 from foretune.data.splits import PairMaker
 from foretune.data.tables import EXTRAS, TableWriter
 from foretune.errors import UserError
 
 DEFAULT_WEIGHT_COLUMN = "weight"
+NAMELESS = Fault("malformed", "its behaviour's name holds half of a surrogate pair, which is no valid text")
 
 
 def common_format(parts: Sequence[Part]) -> str:
@@ -65,14 +66,14 @@ class RowReader:
         return Pairs.of(pair for pair in pairs if pair is not None).without_answers(self._maker.free_text())
 
     def _read_row(self, part: Part, row: dict[str, Any], number: int, split: str) -> Pair | None:
-        behaviour = self._naming.name(part, row)
+        name = self._naming.name(part, row)
+        behaviour = name.encode("utf-8", "replace").decode()
         self.found.add(behaviour)
         if self._wanted is not None and behaviour not in self._wanted:
             return None
         place = f"row {number + 1} of {part.label}"
         weight = self._weight(part, row, place)
-        ranked = self._format == RANKING
-        result = read_ranking(row, part.columns) if ranked else read_pair(row, format=self._format)
+        result = self._read(part, row) if is_encodable(name) else NAMELESS
         if isinstance(result, Fault):
             self._account.add(behaviour, split, "read", result.kind)
             if result.kind == "malformed" and self._account.first_malformed is None:
@@ -82,8 +83,14 @@ class RowReader:
         if self._format == UNPAIRED:
             self.labels["desirable" if result.chosen else "undesirable"] += 1  # pyright: ignore
         pair = self._maker.pair(behaviour, result, weight)
-        self.table.add(pair, result, {name: row.get(name) for name in EXTRAS if name in part.columns})
+        self.table.add(pair, result, _extras(part, row))
         return pair
+
+    def _read(self, part: Part, row: dict[str, Any]) -> Triple | Ranking | Fault:
+        ranked = self._format == RANKING
+        found = read_ranking(row, part.columns) if ranked else read_pair(row, format=self._format)
+        conversation = not isinstance(found, Fault) and isinstance(found.prompt, list)
+        return (template_fault(_extras(part, row)) if conversation else None) or found
 
     def _weight(self, part: Part, row: dict[str, Any], place: str) -> float:
         weight = check_weight(row.get(self._weight_column), column=self._weight_column, place=place)
@@ -91,6 +98,10 @@ class RowReader:
             return weight
         self.missing_weights += self._weight_column in part.columns
         return 1.0
+
+
+def _extras(part: Part, row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row.get(name) for name in EXTRAS if name in part.columns}
 
 
 def check_weight_column(parts: Sequence[Part], column: str) -> None:

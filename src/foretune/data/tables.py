@@ -153,7 +153,10 @@ def _column(name: str, rows: list[dict[str, Any]]) -> "pyarrow.Array":
 
 def _number(value: Any) -> float | None:
     """A row's margin; None for what is no finite number: reward models refuse it, others do not read the column."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:  # an integer beyond all floats
+        return None
 
 
 def _as_json(tools: Any) -> str | None:

@@ -6,7 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+
+from foretune.errors import UserError
+
+# Characters of a row that a message shows.
+SHOWN = 120
 
 
 class Tree(Protocol):
@@ -87,6 +93,9 @@ def encode_responses(
     (with the generation prompt after the prompt). An empty response, the one that an unpaired row lacks, has no tokens.
     The prompt is cut where its encoding stops being a prefix of all
     encoded sequences, because tokens may merge across the border.
+
+    Raises:
+        UserError: a conversation that the chat template cannot render.
     """
     present = [response for response in responses if response]
     if isinstance(row["prompt"], str):
@@ -180,7 +189,19 @@ def encode_rankings(
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, messages: list, **options: Any) -> list[int]:
-    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]
+    if not tokenizer.chat_template and not options.get("chat_template"):
+        raise UserError(
+            f"the rows are conversations, and the tokenizer of '{tokenizer.name_or_path}' has no chat template: "
+            "take an instruct model, or give prompt, chosen and rejected as text."
+        )
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]
+    except (TemplateError, TypeError, ValueError) as error:
+        lines, row = str(error).strip().splitlines() or [type(error).__name__], str(messages)
+        raise UserError(
+            f"the chat template of '{tokenizer.name_or_path}' refuses a conversation ({lines[0].rstrip('.')}): change "
+            f"the row that begins with {row if len(row) <= SHOWN else row[:SHOWN] + '…'}, or take another model."
+        ) from error
 
 
 def _common_prefix(left: list[int], right: list[int]) -> int:
