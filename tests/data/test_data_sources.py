@@ -222,3 +222,9 @@ def test_files_of_different_formats(tmp_path, write_rows):
     write_rows(PERSONA, "b.jsonl")
     with pytest.raises(UserError, match="a.jsonl holds rows of format 'preference' but b.jsonl of format 'persona"):
         load_preferences(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x.jsonl", "x" * 5000, "/" + "x/" * 3000])
+def test_names_that_no_path_can_have(name):
+    with pytest.raises(UserError, match="cannot be looked up .* check the path given as --dataset_name"):
+        load_preferences(name)

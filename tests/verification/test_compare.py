@@ -175,6 +175,11 @@ def test_nothing_in_common_is_a_mistake_of_the_user():
         compare(forecast_curves(RISING), curves(RISING), margins(RISING), foreign, owners(RISING))
 
 
+def test_a_split_without_rows_is_told():
+    with pytest.raises(UserError, match="no rows of split 'test': compare the other split, or hold rows out"):
+        verified(RISING, RISING, split="test")
+
+
 def test_two_behaviours_have_no_rank_correlation_but_all_the_rest():
     two = {name: RISING[name] for name in NAMES[:2]}
     with np.errstate(all="raise"):

@@ -66,7 +66,7 @@ def read_source(name: str, *, config: str | None, split_names: Sequence[str], wa
         raise UserError("the name of the data set is empty; pass a path or a name with --dataset_name.")
     if name.startswith(BUNDLED_PREFIX):
         return _read_folder(_bundled_folder(name), split_names)
-    path = Path(name).expanduser()
+    path = _as_path(name)
     if path.is_dir() and config is None:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _read_saved(path, wanted)
@@ -76,6 +76,22 @@ def read_source(name: str, *, config: str | None, split_names: Sequence[str], wa
     if not path.exists() and _looks_like_path(name):
         raise UserError(f"no file or folder {name}; check the path given as --dataset_name.")
     return _read_hub(name, config, wanted)
+
+
+def _as_path(name: str) -> Path:
+    """The path that a name is where there is such a file.
+
+    Raises:
+        UserError: the home folder of nobody, a name longer than any, or a folder that must not be looked into.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        shown = name if len(name) <= 100 else name[:100] + "…"
+        reason = getattr(error, "strerror", None) or _first_line(error)
+        raise UserError(f"'{shown}' cannot be looked up ({reason}); check the path given as --dataset_name.") from error
+    return path
 
 
 def _bundled_folder(name: str) -> Path:

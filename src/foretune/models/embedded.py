@@ -50,11 +50,18 @@ def _convert(gguf: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         folder = Path(scratch) / "model"
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        except Exception as error:  # readers of a broken file fail in as many ways as it can be broken
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(
+                f"cannot read {gguf} as a GGUF model ({lines[0].rstrip('.')}): download it again, or take another file."
+            ) from error
         # the weights are ordinary ones by now; only the marks of the file's quantisation forbid saving them
         model.hf_quantizer = None
         model.config.quantization_config = None
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         if not target.exists():  # another process may have been quicker
             shutil.move(str(folder), str(target))

@@ -144,7 +144,9 @@ class Prepared(NamedTuple):
     @property
     def weights(self) -> np.ndarray:
         """Row weights, scaled to mean 1 over the training pairs, or rankings."""
-        weights, train, found = self.pairs.weight, self.train_pairs, self.contrasts
+        train, found = self.train_pairs, self.contrasts
+        # scaled by a power of two, which is exact: the sum of the largest weights is beyond all floats
+        weights = np.ldexp(self.pairs.weight, -np.frexp(self.pairs.weight.max())[1])
         mean = weights[train if found is None else train[found.within(train).members[:, 0]]].mean()
         if not mean > 0:
             raise UserError("all row weights are 0: at least one training row needs a weight above 0.")

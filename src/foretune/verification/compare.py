@@ -96,6 +96,11 @@ def compare(
         [row for row in forecast if (row["method"], row["trained_on"]) == ("simulated_run", "mixture")], split
     )
     happened = _curves(observed, split)
+    if not said and not happened:
+        raise UserError(
+            f"forecast and run have no rows of split '{split}': compare the other split, or hold rows out "
+            "(--test_fraction 0.2) before the forecast."
+        )
     steps = [step for step in sorted(set(said) & set(happened)) if step > after] if 0 in said and 0 in happened else []
     names = sorted(set.intersection(*(set(said[step]) & set(happened[step]) for step in steps))) if steps else []
     if not names:
