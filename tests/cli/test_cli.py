@@ -14,6 +14,7 @@ import pytest
 
 from foretune.cli.main import VERBS, main
 from foretune.records import RunFolder, load_run
+from foretune.verbs.replay import differences
 
 
 def command(folder: Path, data: Path | str, out: Path, *more: str) -> list[str]:
@@ -263,6 +264,48 @@ def test_a_shard_damaged_after_the_audit_is_computed_again(finished, tmp_path):
     RunFolder(folder).update_record(stages=stages)
     assert run("forecast", "--output_dir", str(folder)) == 0
     assert load_run(folder).read_table("forecast").equals(finished.read_table("forecast"))
+
+
+@pytest.mark.parametrize(
+    "verb, missed, cut",
+    [
+        ("audit", "pairs.parquet", "behaviours.parquet"),
+        ("forecast", "forecast.parquet", "forecast_pairs.npz"),
+        ("train", "observed_pairs.npz", "observed.parquet"),
+    ],
+)
+def test_tables_that_are_missing_or_damaged_are_written_again_by_their_verb(
+    verb, missed, cut, finished, tmp_path, capsys
+):
+    again = RunFolder(tmp_path / "run")
+    shutil.copytree(finished.path, again.path)
+    (again.path / missed).unlink()
+    (again.path / cut).write_bytes((again.path / cut).read_bytes()[:-20])
+    assert run("verify", "--output_dir", str(again.path)) == 2
+    assert f"foretune {verb} --output_dir" in capsys.readouterr().err
+    assert run(verb, "--output_dir", str(again.path)) == 0
+    assert run("verify", "--output_dir", str(again.path)) == 0
+    changed = differences(finished, again)
+    assert {table for table, _ in changed} == {"behaviours", "pairs", "forecast", "observed"}
+    assert max(changed.values()) < 1e-9
+    assert names_of_checkpoints(again) == names_of_checkpoints(finished)
+
+
+def names_of_checkpoints(run_folder):
+    return sorted(path.name for path in run_folder.path.glob("checkpoint-*"))
+
+
+def test_a_damaged_configuration_is_written_again_by_the_verb_with_its_arguments(
+    finished, tiny_folder, persona_file, tmp_path, capsys
+):
+    run_folder = RunFolder(tmp_path / "run")
+    shutil.copytree(finished.path, run_folder.path)
+    (run_folder.path / "config.yaml").write_text("a: [1")
+    assert run("forecast", "--output_dir", str(run_folder.path)) == 2
+    assert "config.yaml cannot be read" in capsys.readouterr().err
+    assert run("audit", *command(tiny_folder, persona_file, run_folder.path)) == 0
+    assert run("forecast", "--output_dir", str(run_folder.path)) == 0
+    assert "forecast: already in the run folder" in capsys.readouterr().err
 
 
 def test_broken_weights_are_named(tiny_folder, persona_file, tmp_path, capsys):

@@ -182,3 +182,73 @@ def test_a_long_table_is_written_in_row_groups(tmp_path, monkeypatch):
     file = pq.ParquetFile(tmp_path / "findings.parquet")
     assert [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)] == [4, 4, 2]
     assert run.read_table("findings", ["num_pairs"]).to_pydict() == {"num_pairs": list(range(10))}
+
+
+@pytest.fixture
+def forecast_run(tmp_path):
+    run = RunFolder(tmp_path)
+    run.write_table("forecast", [{"behaviour": "b", "step": 0}])
+    run.write_arrays("forecast_pairs", steps=np.arange(3), margins=np.ones((3, 4)))
+    run.write_yaml("config.yaml", {"beta": 0.1})
+    run.finish_stage("forecast", key="k", seconds=0.0)
+    return run
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {"cut": cut, "empty": lambda path: path.write_bytes(b""), "missing": Path.unlink}
+every_damage = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+
+
+@every_damage
+@pytest.mark.parametrize("name", ["forecast.parquet", "forecast_pairs.npz"])
+def test_a_stage_whose_files_do_not_open_is_not_finished(forecast_run, name, damage):
+    assert forecast_run.is_finished("forecast", "k", "config.yaml")
+    assert not forecast_run.is_finished("forecast", "other settings")
+    assert not forecast_run.is_finished("audit", "k")
+    damage(forecast_run.path / name)
+    assert not forecast_run.is_finished("forecast", "k")
+
+
+@every_damage
+def test_further_files_can_be_asked_for(forecast_run, damage):
+    damage(forecast_run.path / "config.yaml")
+    assert forecast_run.is_finished("forecast", "k")
+    if damage is not cut:  # half of it may be valid
+        assert not forecast_run.is_finished("forecast", "k", "config.yaml")
+
+
+@pytest.mark.parametrize("damage", [cut, DAMAGES["empty"]])
+def test_a_damaged_file_is_told_with_the_verb_that_writes_it_again(forecast_run, damage):
+    for name, read in (("forecast.parquet", forecast_run.read_table), ("forecast_pairs.npz", forecast_run.read_arrays)):
+        damage(forecast_run.path / name)
+        with pytest.raises(UserError, match=f"{name} cannot be read .*remove it and run `foretune forecast --output"):
+            read(name.partition(".")[0])
+    forecast_run.update_record(forecast={"twin": "score"})
+    with pytest.raises(UserError, match="run `foretune reward --output_dir"):
+        forecast_run.read_table("forecast", ["behaviour"])
+
+
+def test_a_file_that_a_stage_must_have_left_is_missed_by_name(forecast_run):
+    assert forecast_run.need_table("forecast", ["step"]).column_names == ["step"]
+    assert set(forecast_run.need_arrays("forecast_pairs")) == {"steps", "margins"}
+    with pytest.raises(UserError, match=r"pairs.parquet is missing: run `foretune audit --output_dir .* again"):
+        forecast_run.need_table("pairs")
+    with pytest.raises(UserError, match="observed_pairs.npz is missing: run `foretune train"):
+        forecast_run.need_arrays("observed_pairs")
+
+
+@pytest.mark.parametrize("content", [b"a: [1", b"- a", b"", b"\xff\xfe"])
+def test_settings_that_are_none_are_told(forecast_run, content):
+    (forecast_run.path / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match="config.yaml cannot be read .*all its arguments"):
+        forecast_run.read_yaml("config.yaml")
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"stages": 3}'])
+def test_a_record_that_is_none_is_told(tmp_path, content):
+    (tmp_path / "record.json").write_text(content)
+    with pytest.raises(UserError, match="no record of a run"):
+        load_run(tmp_path)

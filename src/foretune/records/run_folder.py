@@ -3,7 +3,9 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -20,6 +22,15 @@ from foretune.records.schema import SCHEMA_VERSION, TABLES
 
 # Rows of a table that are in memory while it is written, and one row group of the file.
 ROWS_AT_ONCE = 4096
+# What each stage leaves for the verbs after it, beside record.json.
+FILES = {
+    "audit": ("behaviours.parquet", "pairs.parquet", "findings.parquet"),
+    "forecast": ("forecast.parquet", "forecast_pairs.npz"),
+    "train": ("observed.parquet", "observed_pairs.npz"),
+    "rlhf": ("policy.parquet",),
+}
+# What Arrow, NumPy and YAML raise for files that were cut short or overwritten.
+_DAMAGES = (pa.ArrowException, OSError, zipfile.BadZipFile, ValueError, EOFError, KeyError, yaml.YAMLError)
 
 
 class RunFolder:
@@ -36,7 +47,10 @@ class RunFolder:
     @property
     def record(self) -> dict[str, Any]:
         """record.json, or an empty record."""
-        return self.read_json("record.json") or {"schema_version": SCHEMA_VERSION, "stages": {}}
+        found = self.read_json("record.json") or {"schema_version": SCHEMA_VERSION, "stages": {}}
+        if not isinstance(found, dict) or not isinstance(found.get("stages", {}), dict):
+            raise UserError(f"{self.path / 'record.json'} is no record of a run: remove it and run the verb again.")
+        return found
 
     def update_record(self, **sections: Any) -> None:
         """Replace whole sections of record.json."""
@@ -50,6 +64,35 @@ class RunFolder:
     def stage_key(self, stage: str) -> str | None:
         """The key under which `stage` was finished, None if it was not."""
         return self.stages.get(stage, {}).get("key")
+
+    def is_finished(self, stage: str, key: str, *also: str) -> bool:
+        """Whether `stage` was finished under `key` and its files can still be opened; every process must ask.
+
+        Args:
+            stage: audit, forecast, train or rlhf.
+            key: everything that the stage depends on.
+            *also: further files that must be there.
+        """
+
+        def holds() -> bool:
+            return self.stage_key(stage) == key and all(self._opens(name) for name in (*FILES[stage], *also))
+
+        # One answer for all: the main process may be writing the files anew before another one has looked.
+        return all(processes.together(holds))
+
+    def _opens(self, name: str) -> bool:
+        """Whether a file is there, with what is written last: the end of a table, the list of arrays, all of a text."""
+        path = self.path / name
+        try:
+            if path.suffix == ".parquet":
+                pq.read_schema(path)
+            elif path.suffix == ".npz":
+                zipfile.ZipFile(path).close()
+            else:
+                return self.read_yaml(name) is not None
+        except (*_DAMAGES, UserError):
+            return False
+        return True
 
     def finish_stage(self, stage: str, *, key: str, seconds: float, **sections: Any) -> None:
         """Mark `stage` as finished; last of all its writes, so that a killed run repeats it."""
@@ -76,8 +119,20 @@ class RunFolder:
         path = self.path / f"{name}.parquet"
         if not path.exists():
             return None
-        known = None if columns is None else [name for name in columns if name in pq.read_schema(path).names]
-        return pq.read_table(path, columns=known)
+        with self._told(path.name):
+            known = None if columns is None else [name for name in columns if name in pq.read_schema(path).names]
+            return pq.read_table(path, columns=known)
+
+    def need_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """The same of a table that a finished stage has left.
+
+        Raises:
+            UserError: it is missing, or damaged.
+        """
+        table = self.read_table(name, columns)
+        if table is None:
+            raise self._missing(f"{name}.parquet")
+        return table
 
     def write_table(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows as a Parquet table with the schema of `name`; they are read once, some in memory at a time."""
@@ -99,7 +154,13 @@ class RunFolder:
     def read_yaml(self, name: str) -> dict[str, Any] | None:
         """A YAML file's content, None if it is missing."""
         path = self.path / name
-        return yaml.safe_load(path.read_text("utf-8")) if path.exists() else None
+        if not path.exists():
+            return None
+        with self._told(name):
+            content = yaml.safe_load(path.read_text("utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError(f"it holds {type(content).__name__}, not settings by name")
+            return content
 
     def write_arrays(self, name: str, **arrays: Any) -> None:
         """Write NumPy arrays to a compressed .npz file (no pickle)."""
@@ -118,8 +179,43 @@ class RunFolder:
         path = self.path / f"{name}.npz"
         if not path.exists():
             return None
-        with np.load(path, allow_pickle=False) as stored:
+        with self._told(f"{name}.npz"), np.load(path, allow_pickle=False) as stored:
             return {key: stored[key] for key in stored.files}
+
+    def need_arrays(self, name: str) -> dict[str, Any]:
+        """The same of an .npz file that a finished stage has left.
+
+        Raises:
+            UserError: it is missing, or damaged.
+        """
+        arrays = self.read_arrays(name)
+        if arrays is None:
+            raise self._missing(f"{name}.npz")
+        return arrays
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """Inside, a file that cannot be read is told to the user, with the verb that writes it again."""
+        try:
+            yield
+        except _DAMAGES as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(
+                f"{self.path / name} cannot be read ({lines[0].rstrip('.')}): remove it and {self._writer(name)}."
+            ) from error
+
+    def _missing(self, name: str) -> UserError:
+        return UserError(f"{self.path / name} is missing: {self._writer(name)}.")
+
+    def _writer(self, name: str) -> str:
+        """What to run for a file to be written again; what was computed for it is kept."""
+        stage = next((stage for stage, files in FILES.items() if name in files), None)
+        if name == "config.yaml":
+            return "run `foretune audit` again with its --config or all its arguments"
+        if stage is None:
+            return "run the same command again"
+        verb = "reward" if self.record.get("forecast", {}).get("twin") == "score" else stage
+        return f"run `foretune {verb} --output_dir {self.path}` again, which writes it"
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> None:
         if not processes.is_main():

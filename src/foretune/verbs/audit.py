@@ -62,7 +62,7 @@ def audit_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         )
     watch, job, run = Stopwatch(), prepared.job, prepared.job.run
     key = audit_key(prepared)
-    if run.stage_key("audit") == key:
+    if run.is_finished("audit", key, *["config.yaml"] * job.replayable):
         progress.say("audit: already in the run folder.")
         return run
     processes.check_same("data or weights", key)

@@ -74,7 +74,7 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     run = audit_prepared(prepared, progress)
     watch, job = Stopwatch(), prepared.job
     key = forecast_key(prepared)
-    if run.stage_key("forecast") == key:
+    if run.is_finished("forecast", key):
         progress.say("forecast: already in the run folder.")
         return run
     write_command(job)

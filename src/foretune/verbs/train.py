@@ -44,8 +44,12 @@ def train_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     run = audit_prepared(prepared, progress)
     watch, job = Stopwatch(), prepared.job
     key = training_key(prepared)
-    if run.stage_key("train") == key:
+    if run.is_finished("train", key):
         progress.say("train: already in the run folder.")
+        return run
+    if run.stage_key("train") == key and (kept := _kept(run, key)):
+        progress.say("train: already in the run folder, its tables are written again.")
+        _write_observations(prepared, run, kept)
         return run
     for share in sorted(job.ours.forecast_at or []):
         revise(prepared, share, progress)
@@ -68,6 +72,19 @@ def train_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     )
     trainer.end()
     return run
+
+
+def _kept(run: RunFolder, key: str) -> BehaviourObserver | None:
+    """What was observed of a finished training whose tables were damaged; None where that is gone as well.
+
+    To train on from its last checkpoint would be one step too many where it ends within an epoch.
+    """
+    if (run.read_json("training.json") or {}).get("key") != key:
+        return None
+    observer = BehaviourObserver([])
+    for file in sorted((run.path / "observations").glob("step-*.npy")):
+        observer.observations[int(file.stem.removeprefix("step-"))] = np.load(file)
+    return observer if {0, run.record["train"]["steps"]} <= set(observer.observations) else None
 
 
 def _write_observations(prepared: Prepared, run: RunFolder, observer: BehaviourObserver) -> None:

@@ -1,5 +1,6 @@
 """`verify`: forecast beside outcome."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from foretune.errors import UserError
@@ -24,25 +25,23 @@ def verify(run: "RunFolder | str", *, split: str = "train", progress: Progress |
     """
     folder = run if isinstance(run, RunFolder) else load_run(run)
     refuse_rlhf(folder.path, folder.record)
-    tables = {name: folder.read_table(name) for name in ("forecast", "observed")}
-    pairs = folder.read_table("pairs", ["pair_id", "behaviour", "split"])
-    arrays = {name: folder.read_arrays(name) for name in ("forecast_pairs", "observed_pairs")}
-    missing = [name for name in ("forecast", "train") if folder.stage_key(name) is None]
-    if missing or pairs is None or None in tables.values() or None in arrays.values():
-        verbs = missing or ["forecast", "train"]
+    if missing := [name for name in ("forecast", "train") if folder.stage_key(name) is None]:
         raise UserError(
-            f"{folder.path} has no finished {' and no finished '.join(verbs)}: run `foretune {verbs[0]}` first."
+            f"{folder.path} has no finished {' and no finished '.join(missing)}: run `foretune {missing[0]}` first."
         )
+    tables = {name: folder.need_table(name) for name in ("forecast", "observed")}
+    pairs = folder.need_table("pairs", ["pair_id", "behaviour", "split"])
+    arrays = {name: folder.need_arrays(name) for name in ("forecast_pairs", "observed_pairs")}
     record = folder.record
     found = compare(
         tables["forecast"].to_pylist(),
         tables["observed"].to_pylist(),
-        arrays["forecast_pairs"],  # pyright: ignore
-        arrays["observed_pairs"],  # pyright: ignore
+        arrays["forecast_pairs"],
+        arrays["observed_pairs"],
         {row["pair_id"]: row["behaviour"] for row in pairs.to_pylist() if row["split"] == split},
         split=split,
         after=record["forecast"]["pilot_steps"],
-        caveats=record["forecast"]["notes"] + record["train"]["notes"],
+        caveats=[*_of_another_run(record), *record["forecast"]["notes"], *record["train"]["notes"]],
         **ours,
     )
     revisions = judge_revisions(record.get("revisions", []), tables["observed"].to_pylist(), split=split)
@@ -51,3 +50,12 @@ def verify(run: "RunFolder | str", *, split: str = "train", progress: Progress |
     folder.finish_stage("verify", key=sha256_of(stages), seconds=0.0)
     (progress or Progress.silent()).say(f"verify: {found.sentence}")
     return folder
+
+
+def _of_another_run(record: Mapping[str, Any]) -> list[str]:
+    """What the user said of the run when it was forecast and when it was trained, where that differs."""
+    said, trained = (record[stage].get("training", {}) for stage in ("forecast", "train"))
+    names = sorted(name for name in {*said, *trained} if said.get(name) != trained.get(name))
+    if not names:
+        return []
+    return [f"The run that was trained is not the one that was forecast: they differ in {', '.join(names)}."]

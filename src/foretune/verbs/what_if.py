@@ -69,13 +69,12 @@ class StoredTwin:
             raise UserError(f"{self.folder.path} has no finished forecast: run `foretune forecast` first.")
         keys = self.folder.record["forecast"]["anchors"]
         settings = self.folder.read_yaml("config.yaml")
-        table = self.folder.read_table("pairs", COLUMNS)
-        arrays = self.folder.read_arrays("forecast_pairs")
-        if not keys or settings is None or table is None or arrays is None:
+        if not keys or settings is None:
             raise UserError(
                 f"the forecast in {self.folder.path} simulated the output layer or a trainer built in Python: "
                 "what-ifs need `foretune forecast` of a run of adapters or all weights."
             )
+        table, arrays = self.folder.need_table("pairs", COLUMNS), self.folder.need_arrays("forecast_pairs")
         self.settings = {**settings, "output_dir": str(self.folder.path)}
         self.job = job_from(**self.settings)
         if self.job.ranking_loss is not None:
