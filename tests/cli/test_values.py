@@ -140,3 +140,9 @@ def test_flags_out_of_bounds_end_with_a_sentence(tmp_path, capsys):
     assert run("forecast", *flags, "--output_dir", str(tmp_path / "run"), "--factor_rank", "0") == 2
     assert "factor_rank is 0: it must be at least 1." in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_bootstrap_of_verify_is_bounded_too(tmp_path, capsys):
+    for name, value in (("draws", "0"), ("draws", "-1"), ("seed", "-1")):
+        assert run("verify", "--output_dir", str(tmp_path), f"--{name}", value) == 2
+        assert f"{name} is {value}: it must be at least" in capsys.readouterr().err

@@ -1,16 +1,19 @@
 """What-ifs agree with forecasts of the changed runs, in Python and on the command line."""
 
 import json
+from io import StringIO
 
 import numpy as np
 import pytest
+from rich.console import Console
 from tests.cli.test_cli import run
 from tests.cli.test_twin import command
 
 import foretune
+from foretune.cli.what_if import _training_arguments, table
 from foretune.errors import UserError
 from foretune.records import load_run
-from foretune.verbs.what_if import StoredTwin
+from foretune.verbs.what_if import Answer, StoredTwin
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +105,12 @@ def test_fewer_rows_are_balanced(twin):
         ({"weight": {"sailing": -1.0}}, "weights must be 0 or more"),
         ({"rows_per_behaviour": 0}, "at least 1"),
         ({"label_noise": 2.0}, "from 0 to 1"),
+        ({"weight": {"sailing": float("inf")}}, "the weight of 'sailing' is inf: it must be a finite number."),
+        ({"weight": {"sailing": float("nan")}}, "the weight of 'sailing' is nan: it must be a finite number."),
         ({"lora_r": 2}, "cannot change lora_r"),
+        ({"learnig_rate": 1e-4}, "unknown argument learnig_rate; did you mean learning_rate"),
+        ({"learning_rate": "abc"}, "learning_rate is 'abc': a number is needed."),
+        ({"num_train_epochs": 0, "max_steps": -1}, "num_train_epochs is 0.0: it must be above 0."),
         ({"max_length": 5}, "cannot change max_length"),
     ],
 )
@@ -122,6 +130,36 @@ def test_command_line(folder, tmp_path, capsys):
     assert "BEHAVIOUR=NUMBER" in capsys.readouterr().err
     assert run("what_if", str(tmp_path)) == 2
     assert run("what_if", str(folder), "--drop", "chess") == 2
+
+
+def test_the_answer_is_shown_though_it_cannot_be_written(folder, tmp_path, capsys):
+    written = tmp_path / "nowhere" / "answer.json"
+    assert run("what_if", str(folder), "--learning_rate=1e-4", "--json", str(written)) == 2
+    shown = capsys.readouterr()
+    assert "gardening" in shown.out and f"cannot write the answer to {written}" in shown.err.replace("\n", "")
+
+
+def test_training_arguments_are_words_or_have_an_equals_sign():
+    words = ["--learning_rate=1e-4", "--beta", "0.3", "--weight_decay", "-1", "--optim_args=a=b"]
+    expected = {"learning_rate": "1e-4", "beta": "0.3", "weight_decay": "-1", "optim_args": "a=b"}
+    assert _training_arguments(words) == expected
+    for wrong in (["--beta"], ["beta", "1"], ["--beta", "--optim", "sgd"], ["--beta="]):
+        with pytest.raises(UserError, match="arguments are --name value"):
+            _training_arguments(wrong)
+
+
+def test_names_are_shown_as_they_are():
+    figures = {"loss": 0.5, "reward_accuracy": 0.5, "margin": 0.1}
+    names = ["[safety] refusals", "[/INST] style"]
+    changes = {f"{name}_change": 0.0 for name in figures}
+    rows = [{"behaviour": name, "split": "train", **figures, **changes} for name in names]
+    answer = Answer(rows, [0, 5], np.zeros((2, 1)), np.zeros(1))
+    console = Console(record=True, width=120, file=StringIO())
+    console.print(table(answer, split="train"))
+    shown = console.export_text()
+    assert all(name in shown for name in names)
+    with pytest.raises(UserError, match="the forecast measured no test pairs: leave out --split test."):
+        table(answer, split="test")
 
 
 def test_a_forecast_of_the_output_layer_is_refused(tiny_folder, persona_file, tmp_path, capsys):

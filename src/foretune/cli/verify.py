@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from foretune.cli.finish import finish
 from foretune.verbs.progress import Progress
+from foretune.verbs.values import check_bounds
 from foretune.verbs.verify import verify
 
 
@@ -16,4 +17,5 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws of the intervals")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     given = parser.parse_args(arguments)
+    check_bounds({"draws": given.draws, "seed": given.seed})
     finish(verify(given.output_dir, split=given.split, draws=given.draws, seed=given.seed, progress=Progress()))

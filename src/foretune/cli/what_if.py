@@ -4,12 +4,11 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from foretune import processes
 from foretune.errors import UserError
@@ -45,26 +44,39 @@ def run(arguments: Sequence[str]) -> None:
         **_training_arguments(others),
     )
     if processes.is_main():
-        if given.json:
-            given.json.write_text(json.dumps({"steps": answer.steps, "rows": answer.rows}, indent=1) + "\n", "utf-8")
         Console().print(table(answer, split=given.split))
+        if given.json:
+            _write(answer, given.json)
 
 
 def table(answer: Answer, *, split: str) -> Table:
-    """Loss, accuracy and margin of each behaviour at the end, and how much they change; most changed first."""
+    """Loss, accuracy and margin of each behaviour at the end, and how much they change; most changed first.
+
+    Raises:
+        UserError: no pair of this split was measured.
+    """
+    rows = [row for row in answer.rows if row["split"] == split]
+    if not rows:
+        raise UserError(f"the forecast measured no {split} pairs: leave out --split {split}.")
     shown = Table(
         title=f"What if: after {answer.steps[-1]} steps ({split} pairs)", title_justify="left", box=SIMPLE_HEAD
     )
     shown.add_column("behaviour", overflow="fold")
     for name in ("loss", "change", "reward acc.", "change", "margin", "change"):
         shown.add_column(name, justify="right")
-    rows = [row for row in answer.rows if row["split"] == split]
     for row in sorted(rows, key=lambda row: (row["behaviour"] == "all", -abs(row["loss_change"]))):
         cells = [f"{row['loss']:.3f}", f"{row['loss_change']:+.3f}"]
         cells += [f"{row['reward_accuracy']:.0%}", f"{100 * row['reward_accuracy_change']:+.0f}"]
         cells += [f"{row['margin']:.2f}", f"{row['margin_change']:+.2f}"]
-        shown.add_row(row["behaviour"], *cells)
+        shown.add_row(Text(row["behaviour"]), *cells)  # not markup: names may hold brackets
     return shown
+
+
+def _write(answer: Answer, path: Path) -> None:
+    try:
+        path.write_text(json.dumps({"steps": answer.steps, "rows": answer.rows}, indent=1) + "\n", "utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the answer to {path}: {error.strerror or error}.") from error
 
 
 def _weight(text: str) -> tuple[str, float]:
@@ -75,18 +87,14 @@ def _weight(text: str) -> tuple[str, float]:
         raise UserError(f"--weight takes BEHAVIOUR=NUMBER, got '{text}'.") from None
 
 
-def _training_arguments(words: Sequence[str]) -> dict[str, Any]:
-    """`--name value` pairs as YAML reads them."""
-    found = {}
-    for name, value in zip(words[::2], [*words[1::2], ""], strict=False):
-        if not name.startswith("--") or not value:
+def _training_arguments(words: Sequence[str]) -> dict[str, str]:
+    """`--name value` and `--name=value`; the job types the values."""
+    found, rest = {}, list(words)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not equals and rest:
+            value = rest.pop(0)
+        if not name.startswith("--") or not value or (not equals and value.startswith("--")):
             raise UserError(f"cannot read '{name}': arguments are --name value.")
-        found[name[2:]] = _number(value)
+        found[name[2:].replace("-", "_")] = value
     return found
-
-
-def _number(text: str) -> object:
-    try:
-        return float(text) if "e" in text.lower() and text[:1].isdigit() else yaml.safe_load(text)
-    except ValueError:
-        return text

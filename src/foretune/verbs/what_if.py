@@ -6,6 +6,7 @@ answer is the better the less the change moves the run away from it.
 
 from collections.abc import Collection, Mapping
 from dataclasses import fields
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,9 @@ from foretune.errors import UserError
 from foretune.objectives import LossOfPairs, Objective, SidedLoss, unpaired_order
 from foretune.records import RunFolder, load_run
 from foretune.scores import Convention
-from foretune.verbs.job import Job, job_from
+from foretune.verbs.job import TYPES, Job, job_from
 from foretune.verbs.losses import OF_RESPONSES, convention_of, margin_loss, objective_of
+from foretune.verbs.values import refuse_unknown
 
 COLUMNS = [
     *("pair_id", "behaviour", "split", "chosen", "chosen_tokens", "rejected_tokens", "weight"),
@@ -223,6 +225,7 @@ def changed_rows(
 
 def _changed_job(twin: StoredTwin, arguments: dict[str, Any]) -> Job:
     of_losses = {"beta", "label_smoothing", "discopop_tau"}
+    refuse_unknown(arguments, TYPES)
     known = {item.name for item in fields(TrainingArguments)} | of_losses
     if refused := sorted(set(arguments) & NEEDS_FEATURES | set(arguments) - known):
         raise UserError(f"a what-if cannot change {refused[0]}: make another forecast with it.")
@@ -268,6 +271,8 @@ def _weights(twin: StoredTwin, rows: np.ndarray, weight: Mapping[str, float]) ->
     _check_names(twin, weight)
     factor = np.array([weight.get(name, 1.0) for name in twin.pairs["behaviour"][rows]])
     found = twin.pairs["weight"][rows] * factor
+    if strange := [name for name, value in weight.items() if not isfinite(value)]:
+        raise UserError(f"the weight of '{strange[0]}' is {weight[strange[0]]}: it must be a finite number.")
     if (factor < 0).any() or not found.mean() > 0:
         raise UserError("weights must be 0 or more, and at least one training row needs a weight above 0.")
     return found / found.mean()
