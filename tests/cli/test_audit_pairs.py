@@ -1,5 +1,6 @@
 """A sample of each behaviour is audited; the run of all rows is forecast from it."""
 
+import json
 import shutil
 from collections import Counter
 from operator import itemgetter
@@ -12,7 +13,7 @@ from tests.cli.test_twin import command
 import foretune
 from foretune.errors import UserError
 from foretune.records import RunFolder, load_run
-from foretune.verbs.job import job_from
+from foretune.verbs.job import job_from, parse_job
 from foretune.verbs.prepare import prepare
 
 FEW = ("--observe_pairs", "10", "--twin_pairs", "8")
@@ -98,6 +99,22 @@ def test_all_rows_are_in_the_table_and_figures_of_the_sample_alone(sampled):
     table = sampled.read_table("behaviours").to_pylist()
     assert {(row["behaviour"], row["split"]): row["num_pairs"] for row in table} == known
     assert any("pairs are audited" in note for note in sampled.record["audit"]["notes"])
+
+
+def test_shares_are_those_of_all_rows(tiny_folder, tmp_path):
+    rows = [
+        {"prompt": f"Is {word} {place} near?", "chosen": " Yes", "rejected": " No", "behaviour": name, "weight": weight}
+        for name, word, count, weight in (("many", "it", 30, 1.0), ("few", "that", 12, 2.0))
+        for place in range(count)
+    ]
+    (tmp_path / "uneven.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = command(tiny_folder, tmp_path / "uneven.jsonl", tmp_path / "run", "--test_fraction", "0.2")
+    whole, some = (
+        foretune.audit(parse_job([*said, *more], prog="test")).record["audit"]["kernel"]
+        for more in ((), ("--audit_pairs", "5", *FEW))
+    )
+    assert dict(zip(whole["behaviours"], whole["weights"], strict=True))["many"] == pytest.approx(24 / (24 + 2 * 10))
+    np.testing.assert_allclose(some["weights"], whole["weights"])
 
 
 def test_what_ifs_are_of_all_rows(sampled):

@@ -119,6 +119,13 @@ def test_a_what_if_of_another_sided_loss_equals_its_forecast(sided, tiny_folder,
     np.testing.assert_allclose(answer.margins[-1], expected["margins"][-1], atol=2e-4)
 
 
+def test_a_what_if_of_the_margin_takes_off_both_scores_what_stand_ins_learn(tiny_folder, unequal_file, tmp_path):  # noqa: F811
+    few = ("--loss_type", "nca_pair", *LORA, "--twin_pairs", "6", "--observe_pairs", "4")
+    foretune.forecast(parse_job(command(tiny_folder, unequal_file, tmp_path, *few), prog="test"))
+    answers = [foretune.what_if(tmp_path, objective=name) for name in ("sigmoid", "hinge", "nca_pair")]
+    assert all(np.isfinite(answer.margins).all() and np.ptp(answer.margins) > 0 for answer in answers)
+
+
 def test_flipped_labels_exchange_both_scores(sided):
     """At first order in a small step, a loss with all labels flipped moves margins the other way."""
     small = {"learning_rate": 1e-6, "max_steps": 1, "optim": "sgd", "lr_scheduler_type": "constant"}

@@ -6,6 +6,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.integrate import solve_ivp
 
 from foretune.dynamics.accuracy import EarlyAccuracy
 from foretune.dynamics.bounds import linear_deviation, loss_drop_bound, weight_change_bound
@@ -22,7 +23,7 @@ from foretune.dynamics.closed_form import (
     speed_ratio,
 )
 from foretune.dynamics.flow import gradient_descent, gradient_flow
-from foretune.objectives import DPO, IPO, SLiC
+from foretune.objectives import DPO, IPO, DiscoPOP, SLiC
 
 OBJECTIVES = [DPO(beta=0.1), DPO(beta=1.0), IPO(beta=0.5), SLiC(beta=0.2)]
 
@@ -33,6 +34,21 @@ def problem(seed, count=8, dim=5, scale=1.0, drift=0.3):
 
 def flow(features, objective, times):
     return gradient_flow(features, np.ones(len(features)), objective, times=times, tolerance=1e-10)
+
+
+@pytest.mark.parametrize("objective", [DPO(beta=0.5), DiscoPOP(beta=0.1)], ids=str)
+def test_second_order_is_the_flow_of_the_expansion_whichever_way_the_loss_bends(objective):
+    features, times = problem(3), np.array([0.0, 5.0, 20.0, 60.0])
+    slope, bend = (float(part(np.array(0.0))) for part in (objective.slope, objective.curvature))
+    path = solve_ivp(
+        lambda _, weights: -features.T @ (slope + bend * (features @ weights)) / len(features),
+        (0.0, times[-1]),
+        np.zeros(features.shape[1]),
+        t_eval=times,
+        rtol=1e-10,
+        atol=1e-12,
+    )
+    np.testing.assert_allclose(second_order_weights(times, features, objective), path.y.T, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)

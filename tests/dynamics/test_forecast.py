@@ -15,7 +15,7 @@ from foretune.dynamics.forecast import ForecastProblem, flow_rows, forecast_run
 from foretune.dynamics.head_problem import head_problem
 from foretune.models.encoding import EncodedPair
 from foretune.models.head import Head
-from foretune.objectives import DPO
+from foretune.objectives import DPO, DiscoPOP
 from foretune.statistics.behaviours import yes_no_features
 
 PAIRS, YES, NO = 16, 3, 8
@@ -111,6 +111,20 @@ def test_weighted_rows_have_no_second_order_curve(tmp_path):
     plain = forecast_run(problem)
     for method in ("simulated_run", "gradient_flow"):
         assert curve(found, method, "weak")[-1] < curve(plain, method, "weak")[-1]
+
+
+def test_a_behaviour_alone_has_weights_of_its_own(tmp_path):
+    problem = make_problem(tmp_path)
+    heavy = forecast_run(problem._replace(weights=np.where(problem.behaviour_of == "weak", 1.9, 0.1)))
+    plain = forecast_run(problem)
+    for name in ("strong", "weak"):
+        said, expected = (curve(found, "simulated_run", name, trained_on="alone") for found in (heavy, plain))
+        np.testing.assert_allclose(said, expected, atol=1e-6)
+
+
+def test_a_loss_that_bends_down_at_the_start_has_no_second_order_curve(tmp_path):
+    found = forecast_run(make_problem(tmp_path, alone=False)._replace(objective=DiscoPOP(beta=0.1)))
+    assert {row["method"] for row in found.rows} == {"simulated_run", "gradient_flow"}
 
 
 def test_a_behaviour_without_weight_is_not_trained_alone(tmp_path):

@@ -1,6 +1,7 @@
 """RLHF: forecast of one-token answers against the real run, longer answers, over-optimisation, bad input."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -138,6 +139,19 @@ def test_a_finished_run_is_not_repeated(finished):
     before = finished.stages["rlhf"]
     settings = {**finished.read_yaml("config.yaml"), "output_dir": str(finished.path)}
     assert rlhf(rlhf_job_from(**settings)).stages["rlhf"] == before
+
+
+def test_other_prompts_or_rewards_under_the_same_names_are_another_run(policy_folder, prompts_file, judges, tmp_path):
+    data, judge = tmp_path / "prompts.jsonl", tmp_path / "judge"
+    shutil.copyfile(prompts_file, data)
+    shutil.copytree(judges[0], judge)
+    changes = {"max_completion_length": 1, "candidates": 2, "max_steps": 1, "observe_pairs": 2}
+    keys = [run(policy_folder, data, (judge, judges[1]), tmp_path / "run", **changes).stage_key("rlhf")]
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[2:]))
+    keys.append(run(policy_folder, data, (judge, judges[1]), tmp_path / "run", **changes).stage_key("rlhf"))
+    shutil.copyfile(judges[1] / "model.safetensors", judge / "model.safetensors")
+    keys.append(run(policy_folder, data, (judge, judges[1]), tmp_path / "run", **changes).stage_key("rlhf"))
+    assert len(set(keys)) == 3
 
 
 def test_other_verbs_say_what_shows_it(finished):

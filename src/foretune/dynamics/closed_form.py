@@ -54,11 +54,10 @@ def second_order_weights(time: FloatArray, features: FloatArray, objective: Obje
     eigenvalue = float(objective.curvature(np.array(0.0))) * singular**2 / len(features)
     drive = -slope_at_start(objective) * (right @ features.mean(0))
     times = np.asarray(time, dtype=float)[:, None]
-    growth = np.where(
-        eigenvalue > 1e-12 * max(eigenvalue.max(initial=0.0), 1e-300),
-        -np.expm1(-eigenvalue * times) / np.where(eigenvalue > 0, eigenvalue, 1.0),
-        times,
-    )
+    flat = np.abs(eigenvalue) <= 1e-12 * max(np.abs(eigenvalue).max(initial=0.0), 1e-300)
+    # where ℓ″(0) < 0 the expansion grows without bound, in the end beyond all numbers
+    with np.errstate(over="ignore"):
+        growth = np.where(flat, times, -np.expm1(-eigenvalue * times) / np.where(flat, 1.0, eigenvalue))
     return (growth * drive) @ right
 
 

@@ -207,7 +207,8 @@ def _each_alone(
 def _alone(problem: ForecastProblem, margins: MarginModel, behaviour: str, joint: SimulatedRun) -> list[dict[str, Any]]:
     """Curves of one behaviour trained alone, for as many steps as the joint run has."""
     own = problem.train_pairs[problem.behaviour_of[problem.train_pairs] == behaviour]
-    if problem.weights[own].sum() == 0:
+    weights = problem.weights[own]
+    if weights.sum() == 0:
         return []
     arguments = copy.copy(problem.arguments)
     arguments.max_steps = joint.num_steps
@@ -220,7 +221,7 @@ def _alone(problem: ForecastProblem, margins: MarginModel, behaviour: str, joint
             arguments,
             problem.objective,
             train_pairs=own,
-            weights=problem.weights[own],
+            weights=weights / weights.mean(),
             offsets=problem.offsets(own),
             observed=problem.followed(members),
             observations=problem.observations,
@@ -245,7 +246,8 @@ def _flows(
     features, weights = np.asarray(problem.features[rows_in_flow.pairs], dtype=float), rows_in_flow.weights
     paths = {"gradient_flow": gradient_flow(features, weights, problem.objective, times=times)}
     uniform = np.ptp(problem.weights[train]) == 0
-    if uniform and min(features.shape) <= LARGEST_SPECTRUM:
+    convex = float(problem.objective.curvature(np.array(0.0))) >= 0  # else the expansion grows without bound
+    if uniform and convex and min(features.shape) <= LARGEST_SPECTRUM:
         paths["second_order"] = second_order_weights(times, features, problem.objective)
     seen = Rows(problem.features, problem.observed if members is None else members)
     rows = []

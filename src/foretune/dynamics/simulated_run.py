@@ -328,8 +328,10 @@ class _Recorder(TrainerCallback):
     ) -> None:
         self.problem, self.model, self.observed, self.observations = problem, model, observed, observations
         self.renewal, self.by_heart = renewal, by_heart
-        # where margins begin, and chosen scores
-        self.firsts = (0, len(by_heart.owner)) if by_heart and sided else (0,)
+        # where margins begin, and chosen scores; those can be followed while the loss sees margins alone
+        self.firsts = (0,)
+        if by_heart and (sided or int(observed.max()) >= len(by_heart.owner)):
+            self.firsts = (0, len(by_heart.owner))
         self.begun: dict[int, Tensor] = {}
         self.shift: Tensor | None = None
         self.observe_at: set[int] = set()

@@ -1,8 +1,9 @@
 """Load any decoder for causal language modelling: hub id, local folder, GGUF file, or the embedded model."""
 
 import hashlib
+import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import patch_environment
@@ -125,9 +126,25 @@ def check_finite(model: torch.nn.Module, name: str) -> None:
             raise UserError(f"the weights of '{name}' are broken: {parameter_name} holds NaN or infinity.")
 
 
+# Of a configuration: what changes no number that the model computes in a given dtype.
+NAMES = {
+    *("architectures", "dtype", "torch_dtype", "transformers_version"),
+    *("use_cache", "return_dict", "output_attentions", "output_hidden_states"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+}
+
+
+def _of_numbers(config: Any) -> Any:
+    """A configuration without such entries, those of its parts included."""
+    if not isinstance(config, dict):
+        return config
+    named = {str(key): value for key, value in config.items()}
+    return {key: _of_numbers(value) for key, value in named.items() if key not in NAMES and not key.startswith("_")}
+
+
 def weights_hash(model: torch.nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of all parameters: what a stored result was computed from."""
-    digest = hashlib.sha256()
+    """SHA-256 over the configuration and names, shapes, bytes of all parameters: what a result was computed from."""
+    digest = hashlib.sha256(json.dumps(_of_numbers(model.config.to_dict()), sort_keys=True, default=str).encode())
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
         digest.update(whole(parameter).detach().cpu().contiguous().view(torch.uint8).numpy())

@@ -16,7 +16,7 @@ from foretune.models.batches import supports_packing
 from foretune.models.encoding import EncodedPair
 from foretune.models.evaluating import evaluating
 from foretune.models.forward_pass import ForwardPass
-from foretune.models.load import LoadedModel, check_finite, pad_with_end, resolve_name
+from foretune.models.load import LoadedModel, check_finite, pad_with_end, resolve_name, weights_hash
 
 TOKENS_AT_ONCE = 4096
 
@@ -144,6 +144,11 @@ class FrozenReward:
         self._pad = model.config.get_text_config().pad_token_id
         self._forward = ForwardPass(model, packed=supports_packing(model))
         self._known: dict[tuple[int, ...], float] = {}
+
+    @property
+    def digest(self) -> str:
+        """A hash of the model."""
+        return weights_hash(self._model)
 
     def __call__(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """The reward of each sequence, shape (sequences,), float32."""

@@ -1,6 +1,7 @@
 """`audit`: read the data and the model once, and say what the data will teach how strongly."""
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ def _write_audit(
     job, run, every = prepared.job, prepared.job.run, prepared
     prepared = prepared.audited
     progress.say("statistics …")
-    measured = measure(prepared, features)
+    measured = measure(every, features)
     kernel = training_kernel(measured)
     behaviours = behaviour_rows(measured, kernel, draws=job.ours.draws, seed=job.training.seed)
     alignment, rank = (_of_pairs(prepared, values) for values in (alignments(measured), representative_rank(measured)))
@@ -209,12 +210,12 @@ def measure(prepared: Prepared, features: PairFeatures) -> Measured:
 
     Of rankings, one row a ranking.
     """
-    prepared = prepared.audited
+    weights, prepared = audited_weights(prepared), prepared.audited
     answer, shared = answers_of(prepared)
     found = Measured(
         prepared.behaviour_of,
         prepared.split_of,
-        prepared.weights,
+        weights,
         answer,
         features.first_state,
         features.chosen_mean,
@@ -225,6 +226,25 @@ def measure(prepared: Prepared, features: PairFeatures) -> Measured:
     )
     contrasts = prepared.contrasts
     return found if contrasts is None else measured_rankings(found, *contrasts)
+
+
+def audited_weights(prepared: Prepared) -> np.ndarray:
+    """Row weights of the audited pairs, mean 1 over training pairs or rankings.
+
+    Those of a behaviour and split weigh together what all its pairs do: what is sampled is the run of all rows.
+    """
+    if prepared.sample is None:
+        return prepared.weights
+    sample = prepared.audited
+    found, group, train = sample.weights, sample.behaviour_of, sample.pairs.is_train
+    weights, all_groups, all_train = prepared.weights, prepared.behaviour_of, prepared.pairs.is_train
+    once, all_once = (own.units == own.pairs.pair_id for own in (sample, prepared))  # a ranking counts once
+    for name, is_train in product(np.unique(group), (True, False)):
+        own = (group == name) & (train == is_train)
+        total = weights[(all_groups == name) & (all_train == is_train) & all_once].sum()
+        if (read := found[own & once].sum()) > 0:
+            found[own] *= total / read
+    return found / found[train & once].mean()
 
 
 def _of_pairs(prepared: Prepared, values: np.ndarray) -> np.ndarray:

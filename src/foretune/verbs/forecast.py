@@ -14,6 +14,7 @@ from foretune.dynamics.forecast import Forecast, ForecastProblem, flow_rows, for
 from foretune.dynamics.linearised import Tangent
 from foretune.dynamics.relinearise import Relinearisation
 from foretune.errors import UserError
+from foretune.features.pair_gradients import trainable_names
 from foretune.objectives import Objective, RankingObjective, SidedObjective
 from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of
@@ -31,7 +32,8 @@ from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, prepare
 from foretune.verbs.problems import output_layer_problem, twin_problem
 from foretune.verbs.progress import Progress
-from foretune.verbs.twin import Lineariser
+from foretune.verbs.real_run import training_settings
+from foretune.verbs.twin import Lineariser, scalings
 
 WHAT_IS_FORECAST = {
     "output_layer": "the output layer (unembedding), trained alone",
@@ -62,7 +64,7 @@ def forecast(job: "Job | DPOTrainer | None" = None, *, progress: Progress | None
     else:
         job = job or job_from(**arguments)
         job.objective()  # refuse before any work
-        _check_sample(job)
+        _check_parts(job)
         prepared = prepare(job)
     return forecast_prepared(prepared, progress or Progress.silent())
 
@@ -70,7 +72,7 @@ def forecast(job: "Job | DPOTrainer | None" = None, *, progress: Progress | None
 def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     """The same with data and model in memory; does nothing where the run folder has this forecast already."""
     objective = prepared.objective
-    _check_sample(prepared.job)
+    _check_parts(prepared.job)
     run = audit_prepared(prepared, progress)
     watch, job = Stopwatch(), prepared.job
     key = forecast_key(prepared)
@@ -106,7 +108,13 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     return run
 
 
-def _check_sample(job: Job) -> None:
+def _check_parts(job: Job) -> None:
+    """Refuse parts of a forecast that exclude each other."""
+    if job.ours.forecast_alone and job.ours.pilot_fraction:
+        raise UserError(
+            "--forecast_alone is of behaviours trained alone from the start, and a --pilot_fraction trains them "
+            "together: leave one of the two out."
+        )
     if job.ours.audit_pairs and job.twin == "output_layer":
         raise UserError(
             f"--audit_pairs {job.ours.audit_pairs}: the forecast of the output layer is of every row, exactly; leave "
@@ -224,7 +232,12 @@ def forecast_key(prepared: Prepared) -> str:
     # `explicit` holds every argument that differs from a default; output_dir and reporting change no number
     settings = {name: value for name, value in job.explicit.items() if name not in IRRELEVANT}
     observed = prepared.pairs.pair_id[prepared.observed].tolist()
-    return sha256_of(features_key(prepared), settings, ours.alone_mass, ours.observations, observed)
+    # what a trainer built in Python trains is said by its model alone
+    model = prepared.loaded.model
+    trained = None if job.replayable else (job.trainable, trainable_names(model), scalings(model))
+    return sha256_of(
+        features_key(prepared), settings, ours.alone_mass, ours.observations, observed, processes.count(), trained
+    )
 
 
 # Arguments that change no number of a forecast.
@@ -248,6 +261,9 @@ def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, wat
         "scheduler": str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type)),
         "steps": result.num_steps,
         "batch_size": job.rows_per_step,
+        "processes": processes.count(),
+        "settings": job.explicit,
+        "training": training_settings(job),
         "learning_order": result.order,
         "unlearned_at_first": sorted(name for name, rate in rates.items() if rate < 0),
         "unlearned_at_end": [name for name, (start, end) in _ends(result).items() if end > start],

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 from trl import get_quantization_config
 
 from foretune import processes
@@ -24,6 +24,7 @@ from foretune.training.ranking_trainer import RankingTrainer
 from foretune.training.terminal import TrainingBar, quieten
 from foretune.training.trainer import PreferenceTrainer, log_observation
 from foretune.verbs.audit import features_key, write_command
+from foretune.verbs.job import Job
 from foretune.verbs.losses import ranking_objective_of
 from foretune.verbs.prepare import Prepared, load_reference
 from foretune.verbs.progress import Progress
@@ -99,11 +100,18 @@ def packed(prepared: Prepared) -> bool:
     return bool(prepared.job.run.record["audit"]["probes"]["packed"])
 
 
+def training_settings(job: Job) -> dict[str, Any]:
+    """What the user said that the training run depends on."""
+    return {name: value for name, value in job.explicit.items() if name not in IRRELEVANT}
+
+
 def training_key(prepared: Prepared) -> str:
-    """Everything the training run depends on."""
-    settings = {name: value for name, value in prepared.job.explicit.items() if name not in IRRELEVANT}
+    """Everything that the training run, and what is observed of it, depends on."""
+    observed = prepared.pairs.pair_id[prepared.observed].tolist()
     # whatever is audited, all rows are trained on
-    return sha256_of(features_key(prepared._replace(sample=None)), prepared.job.trainable, settings)
+    features = features_key(prepared._replace(sample=None))
+    settings = training_settings(prepared.job)
+    return sha256_of(features, prepared.job.trainable, settings, observed, processes.count())
 
 
 # Arguments that change no number of a training run.
@@ -132,17 +140,21 @@ def _checkpoint(prepared: Prepared) -> str | None:
     last = _last_checkpoint(run)
     if last is not None and (run.read_json("training.json") or {}).get("key") != key:
         raise UserError(
-            f"{run.path} holds checkpoints of a run with other settings: choose another --output_dir, or pass "
-            "--restart True to train anew."
+            f"{run.path} holds checkpoints of a run with other settings, observed pairs or processes: choose another "
+            "--output_dir, or pass --restart True to train anew."
         )
     run.write_json("training.json", {"key": key})
     return last
 
 
 def _last_checkpoint(run: RunFolder) -> str | None:
-    """The newest complete checkpoint: trainer_state.json is what the trainer writes last."""
-    found = [path.parent for path in run.path.glob("checkpoint-*/trainer_state.json")]
-    return str(max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))) if found else None
+    """The newest complete checkpoint: trainer_state.json is what the trainer writes last.
+
+    None of the last step within an epoch: the trainer would take one step more.
+    """
+    states = [TrainerState.load_from_json(str(path)) for path in run.path.glob("checkpoint-*/trainer_state.json")]
+    found = [own.global_step for own in states if own.global_step < own.max_steps or (own.epoch or 0) % 1 == 0]
+    return str(run.path / f"checkpoint-{max(found)}") if found else None
 
 
 class ObservedMargins(NamedTuple):

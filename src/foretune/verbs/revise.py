@@ -27,7 +27,7 @@ def revise(prepared: Prepared, share: float, progress: Progress) -> None:
         UserError: the run folder's training is past that step; a loss that cannot be forecast.
     """
     job = prepared.job
-    settings = {name: value for name, value in job.explicit.items() if name != "forecast_at"}
+    settings = {name: value for name, value in job.explicit.items() if name not in ("forecast_at", "forecast_alone")}
     revised = prepared._replace(job=job_from(**{**settings, "pilot_fraction": share}))
     key = sha256_of(forecast_key(revised))
     known = [entry for entry in job.run.record.get("revisions", []) if entry["share"] != share or entry["key"] == key]

@@ -56,7 +56,7 @@ def _audit(data: RewardData, progress: Progress) -> None:
     """Distinguishability in the representation that the score head reads."""
     watch, job, run, prepared = Stopwatch(), data.job, data.job.run, data.prepared
     key = sha256_of(data.key, job.ours.draws, job.training.seed, prepared.counts)
-    if run.stage_key("audit") == key:
+    if run.is_finished("audit", key):
         return
     write_command(job)
     progress.say("statistics …")
@@ -93,7 +93,7 @@ def _train(data: RewardData, progress: Progress) -> None:
     """The real run, with TRL."""
     watch, job, run, prepared = Stopwatch(), data.job, data.job.run, data.prepared
     key = training_key(data)
-    if run.stage_key("train") == key:
+    if run.is_finished("train", key):
         return
     progress.say(f"train: {job.trainable} …")
     done = _run_on_states(data) if job.ours.stored_states else _run(data)

@@ -24,7 +24,7 @@ def forecast_reward(data: RewardData, head: nn.Linear, progress: Progress) -> No
     """Forecast the score head's training: of the mixture, of each behaviour alone, of an ensemble."""
     watch, job, run, prepared = Stopwatch(), data.job, data.job.run, data.prepared
     key = training_key(data)
-    if run.stage_key("forecast") == key:
+    if run.is_finished("forecast", key):
         return
     progress.say("forecast: the score head …")
     joint = head_run(data, head, job.training.seed, prepared.train_pairs)

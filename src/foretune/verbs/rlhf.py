@@ -52,12 +52,17 @@ def rlhf(job: RlhfJob | None = None, *, progress: Progress | None = None, **argu
     loaded = load_reference(job)
     if job.trainable == "lora":
         lora_config(job.model, loaded.model)  # refuse before any work
-    key = sha256_of(weights_hash(loaded.model), {k: v for k, v in job.explicit.items() if k != "output_dir"})
-    if run.stage_key("rlhf") == key:
-        progress.say("rlhf: already in the run folder.")
-        return run
     judges = _judges(job, loaded)
     prompts, num_train = _prompts(job, loaded)
+    key = sha256_of(
+        weights_hash(loaded.model),
+        [judge.digest for judge in judges.models],
+        prompts,
+        {k: v for k, v in job.explicit.items() if k != "output_dir"},
+    )
+    if run.is_finished("rlhf", key):
+        progress.say("rlhf: already in the run folder.")
+        return run
     observed = _observed(prompts, num_train, job.ours.observe_pairs or MOST_PAIRS)
     write_command(job)
     progress.say("rlhf: measuring the reference …")

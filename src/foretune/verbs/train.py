@@ -16,7 +16,7 @@ from foretune.verbs.divergence import divergence
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, loss_of_pairs, prepare
 from foretune.verbs.progress import Progress
-from foretune.verbs.real_run import observed_margins, run_trainer, training_key
+from foretune.verbs.real_run import observed_margins, run_trainer, training_key, training_settings
 from foretune.verbs.revise import revise
 
 
@@ -67,6 +67,7 @@ def train_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
             "steps": trainer.state.global_step,
             "seconds": watch.seconds,
             "divergence": spent,
+            "training": training_settings(job),
             "notes": _notes(job),
         },
     )

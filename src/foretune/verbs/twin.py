@@ -110,8 +110,10 @@ class Lineariser:
             self.measured.tolist(),
             self.sided,
             self._prepared.job.convention,
+            type(self._form).__name__,
             *self._form.settings,
-            *(value.cpu().numpy().tobytes() for value in self._form.parameters().values()),
+            scalings(self._model),
+            *((name, value.shape, value.cpu().numpy().tobytes()) for name, value in self._form.parameters().items()),
         )
         store = anchor_store(self._folder, step, key)
         with self._progress.bar(f"features after step {step}", self.num_measured) as advance:
@@ -139,6 +141,12 @@ def trained_model(prepared: Prepared) -> torch.nn.Module:
         return model
     set_seed(job.training.seed)
     return get_peft_model(model, lora_config(job.model, model))
+
+
+def scalings(model: torch.nn.Module) -> list[tuple[str, dict[str, float]]]:
+    """What adapters are multiplied by, layer by layer: no parameter holds it."""
+    found = ((name, getattr(module, "scaling", None)) for name, module in model.named_modules())
+    return [(name, scaling) for name, scaling in found if isinstance(scaling, dict)]
 
 
 def measured_pairs(prepared: Prepared) -> NDArray[np.int64]:

@@ -69,8 +69,8 @@ class StoredTwin:
         self.folder = run if isinstance(run, RunFolder) else load_run(run)
         if self.folder.stage_key("forecast") is None:
             raise UserError(f"{self.folder.path} has no finished forecast: run `foretune forecast` first.")
-        keys = self.folder.record["forecast"]["anchors"]
-        settings = self.folder.read_yaml("config.yaml")
+        section = self.folder.record["forecast"]
+        keys, settings = section["anchors"], section.get("settings") or self.folder.read_yaml("config.yaml")
         if not keys or settings is None:
             raise UserError(
                 f"the forecast in {self.folder.path} simulated the output layer or a trainer built in Python: "
@@ -79,6 +79,7 @@ class StoredTwin:
         table, arrays = self.folder.need_table("pairs", COLUMNS), self.folder.need_arrays("forecast_pairs")
         self.settings = {**settings, "output_dir": str(self.folder.path)}
         self.job = job_from(**self.settings)
+        self.processes = section.get("processes", 1)
         if self.job.ranking_loss is not None:
             raise UserError(f"the forecast in {self.folder.path} is of rankings: what-ifs are computed for pairs.")
         self.pairs = {name: table[name].to_numpy() for name in COLUMNS}
@@ -172,6 +173,7 @@ def what_if(
         rows, weights, flipped = rows[order], weights[order], flipped[order]
     factors, offsets = _seen(twin, convention_of(name), rows)
     turned = np.where(flipped, -1.0, 1.0)
+    training.gradient_accumulation_steps *= twin.processes  # the run's, simulated here by one
     first = twin.anchors.first
     start = twin.anchors.get(first)
     assert start is not None
@@ -191,6 +193,11 @@ def what_if(
             by_heart=twin.by_heart(start.place, rows),
         )
     if first:
+        if simulated.num_steps <= first:
+            raise UserError(
+                f"the changed run has {simulated.num_steps} steps, and the forecast begins after a pilot of {first}: "
+                "make a forecast without --pilot_fraction."
+            )
         simulated = simulated.after(twin.base)
     pair_id = twin.pairs["pair_id"][twin.observed]
     return Answer(_compared(twin, simulated), simulated.steps, simulated.margins[:, : len(pair_id)], pair_id)
