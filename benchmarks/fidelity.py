@@ -193,12 +193,20 @@ class Bench:
         if method.name in self.result["methods"] and not again:
             return
         if again:
-            shutil.rmtree(self.folder / method.folder, ignore_errors=True)
+            self._forget(method)
         print(f"{self.run.name}: {method.name}", flush=True)
         (self.forecast if isinstance(method, Forecast) else self.shorten)(method)  # pyright: ignore
         self.describe(method)
         end = self.result["methods"][method.name]["end"]
         print({key: value for key, value in end.items() if key != "intervals"}, flush=True)
+
+    def _forget(self, method: Method) -> None:
+        """Its results, but no audit or pilot: those are repeated where the code's own keys say so."""
+        if isinstance(method, Shorter):
+            shutil.rmtree(self.folder / method.folder, ignore_errors=True)
+            return
+        run = RunFolder(self.folder / method.folder)
+        run.update_record(stages={name: stage for name, stage in run.stages.items() if name == "audit"})
 
     def forecast(self, method: Forecast) -> None:
         """Forecast from the start or from the real run's own beginning."""
