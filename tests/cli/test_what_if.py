@@ -112,6 +112,7 @@ def test_fewer_rows_are_balanced(twin):
         ({"learning_rate": "abc"}, "learning_rate is 'abc': a number is needed."),
         ({"num_train_epochs": 0, "max_steps": -1}, "num_train_epochs is 0.0: it must be above 0."),
         ({"max_length": 5}, "cannot change max_length"),
+        ({"observations": 1}, "observations is 1: it must be at least 2"),
     ],
 )
 def test_impossible_questions_are_refused(twin, question, said):
@@ -122,10 +123,12 @@ def test_impossible_questions_are_refused(twin, question, said):
 def test_command_line(folder, tmp_path, capsys):
     written = tmp_path / "answer.json"
     flags = ["--weight", "sailing=0.5", "--learning_rate", "1e-4", "--split", "test", "--json", str(written)]
+    flags += ["--observations", "3"]
     assert run("what_if", str(folder), *flags) == 0
     shown = capsys.readouterr().out
     assert "gardening" in shown and "(test pairs)" in shown
-    assert {row["split"] for row in json.loads(written.read_text())["rows"]} == {"train", "test"}
+    answer = json.loads(written.read_text())
+    assert {row["split"] for row in answer["rows"]} == {"train", "test"} and len(answer["steps"]) == 3
     assert run("what_if", str(folder), "--weight", "sailing") == 2
     assert "BEHAVIOUR=NUMBER" in capsys.readouterr().err
     assert run("what_if", str(tmp_path)) == 2

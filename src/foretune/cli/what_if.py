@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -31,6 +32,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--rows_per_behaviour", type=int, help="train on at most so many rows of each behaviour")
     parser.add_argument("--label_noise", type=float, default=0.0, help="share of rows whose labels are flipped")
     parser.add_argument("--objective", choices=FORECAST, help="another loss")
+    parser.add_argument("--observations", type=int, default=2, help="steps, evenly spread, of which --json tells")
     parser.add_argument("--split", default="train", choices=["train", "test"], help="whose figures to show")
     parser.add_argument("--json", type=Path, help="also write the whole answer to this file")
     given, others = parser.parse_known_args(arguments)
@@ -41,6 +43,7 @@ def run(arguments: Sequence[str]) -> None:
         rows_per_behaviour=given.rows_per_behaviour,
         label_noise=given.label_noise,
         objective=given.objective,
+        observations=given.observations,
         **_training_arguments(others),
     )
     if processes.is_main():
@@ -87,7 +90,7 @@ def _weight(text: str) -> tuple[str, float]:
         raise UserError(f"--weight takes BEHAVIOUR=NUMBER, got '{text}'.") from None
 
 
-def _training_arguments(words: Sequence[str]) -> dict[str, str]:
+def _training_arguments(words: Sequence[str]) -> dict[str, Any]:
     """`--name value` and `--name=value`; the job types the values."""
     found, rest = {}, list(words)
     while rest:

@@ -161,7 +161,6 @@ BOUNDS: dict[str, Bound] = {
     "lora_dropout": Bound(lambda value: 0 <= value < 1, "be at least 0 and below 1"),
     "alone_mass": SHARE,
     "num_train_epochs": POSITIVE,
-    "max_steps": Bound(lambda value: value != 0, "be at least 1, or -1 where --num_train_epochs counts"),
     "learning_rate": Bound(lambda value: isfinite(value) and value >= 0, "be a finite number of at least 0"),
     "seed": Bound(lambda value: 0 <= value < 2**32, "be at least 0 and below 2**32"),
 }

@@ -161,6 +161,8 @@ def what_if(
     Raises:
         UserError: a behaviour that the data do not have; an argument that features depend on; no row is left.
     """
+    if observations < 2:
+        raise UserError(f"observations is {observations}: it must be at least 2.")
     twin = run if isinstance(run, StoredTwin) else StoredTwin(run)
     job = _changed_job(twin, arguments)
     rows, weights, flipped = changed_rows(
