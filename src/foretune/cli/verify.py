@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 
 from foretune.cli.finish import finish
+from foretune.verbs.bounds import check_bounds
 from foretune.verbs.progress import Progress
-from foretune.verbs.values import check_bounds
 from foretune.verbs.verify import verify
 
 

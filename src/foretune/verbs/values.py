@@ -1,4 +1,4 @@
-"""Values of arguments: typed as flags are, wherever they come from, and within their bounds.
+"""Values of arguments: typed as flags are, wherever they come from.
 
 A configuration file gives `1e-3` as text, Python gives NumPy's numbers; what is wrong is said before any work.
 """
@@ -8,16 +8,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from enum import Enum
-from math import inf, isfinite
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 
 from foretune.errors import UserError
 from foretune.verbs.arguments import SharedArguments
+from foretune.verbs.bounds import check_bounds
 
 TRUE, FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")  # what TRL's flags take
 # Texts by annotation, which TRL's trainers also take as true or false.
@@ -126,55 +126,3 @@ READERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
     bool: (_truth, "true or false"),
     str: (_text, "a text"),
 }
-
-
-class Bound(NamedTuple):
-    """What a number must be.
-
-    Attributes:
-        holds: whether a number is so; never of NaN.
-        words: the same after "it must".
-    """
-
-    holds: Callable[[float], bool]
-    words: str
-
-
-def at_least(least: int) -> Bound:
-    """Numbers from `least` on."""
-    return Bound(lambda value: least <= value < inf, f"be at least {least}")
-
-
-SHARE = Bound(lambda value: 0 < value <= 1, "be above 0 and at most 1")
-POSITIVE = Bound(lambda value: 0 < value < inf, "be above 0")
-
-_COUNTS = (
-    *("draws", "sketch_dim", "factor_rank", "lora_r", "twin_coordinates", "max_length"),
-    *("observe_pairs", "twin_pairs", "audit_pairs", "per_device_train_batch_size", "gradient_accumulation_steps"),
-)
-BOUNDS: dict[str, Bound] = {
-    **dict.fromkeys(_COUNTS, at_least(1)),
-    "observations": at_least(2),
-    "relinearise_every": at_least(0),
-    "relinearise_tolerance": POSITIVE,
-    "pilot_fraction": Bound(lambda value: 0 <= value < 1, "be at least 0 and below 1"),
-    "lora_dropout": Bound(lambda value: 0 <= value < 1, "be at least 0 and below 1"),
-    "alone_mass": SHARE,
-    "num_train_epochs": POSITIVE,
-    "learning_rate": Bound(lambda value: isfinite(value) and value >= 0, "be a finite number of at least 0"),
-    "seed": Bound(lambda value: 0 <= value < 2**32, "be at least 0 and below 2**32"),
-}
-
-
-def check_bounds(values: Mapping[str, Any]) -> None:
-    """Refuse numbers with which nothing sensible can be computed.
-
-    Raises:
-        UserError: such an argument.
-    """
-    counts_steps = (values.get("max_steps") or 0) > 0
-    for name, bound in BOUNDS.items():
-        value = values.get(name)
-        if value is None or bound.holds(value) or (name == "num_train_epochs" and counts_steps):
-            continue
-        raise UserError(f"{name} is {value}: it must {bound.words}.")

@@ -54,8 +54,8 @@ def verify(run: "RunFolder | str", *, split: str = "train", progress: Progress |
 
 def _of_another_run(record: Mapping[str, Any]) -> list[str]:
     """What the user said of the run when it was forecast and when it was trained, where that differs."""
-    said, trained = (record[stage].get("training", {}) for stage in ("forecast", "train"))
-    names = sorted(name for name in {*said, *trained} if said.get(name) != trained.get(name))
-    if not names:
+    said, trained = (record[stage].get("training") for stage in ("forecast", "train"))
+    if said is None or trained is None or said == trained:
         return []
+    names = sorted(name for name in {*said, *trained} if said.get(name) != trained.get(name))
     return [f"The run that was trained is not the one that was forecast: they differ in {', '.join(names)}."]
