@@ -35,7 +35,7 @@ from foretune.training.observer import BehaviourObserver
 from foretune.verbs.audit import audit_prepared, features_of, measure
 from foretune.verbs.forecast import forecast_prepared
 from foretune.verbs.job import Job, job_from
-from foretune.verbs.prepare import Prepared, prepare
+from foretune.verbs.prepare import Prepared, discard, prepare
 from foretune.verbs.progress import Progress
 from foretune.verbs.real_run import training_key
 from foretune.verbs.train import train_prepared
@@ -201,12 +201,11 @@ class Bench:
         print({key: value for key, value in end.items() if key != "intervals"}, flush=True)
 
     def _forget(self, method: Method) -> None:
-        """Its results, but no audit or pilot: those are repeated where the code's own keys say so."""
-        if isinstance(method, Shorter):
-            shutil.rmtree(self.folder / method.folder, ignore_errors=True)
-            return
+        """All but its audit, which is no part of its cost and is repeated where the code's own keys say so."""
         run = RunFolder(self.folder / method.folder)
-        run.update_record(stages={name: stage for name, stage in run.stages.items() if name == "audit"})
+        kept = {name: stage for name, stage in run.stages.items() if name == "audit"}
+        discard(run)
+        run.update_record(stages=kept)
 
     def forecast(self, method: Forecast) -> None:
         """Forecast from the start or from the real run's own beginning."""

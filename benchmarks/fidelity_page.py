@@ -17,7 +17,7 @@ from harness import RESULTS, read
 
 from foretune.dynamics.confidence import LIKELY_ERRORS
 
-LONGER = [(4.8e-5, 500, "float32"), (1.2e-5, 2000, "bfloat16")]
+LONGER = [(4.8e-5, 500, "float32"), (1.2e-5, 2000, "bfloat16"), (1.2e-5, 2000, "float32")]
 DOCS = Path(__file__).parent.parent / "docs"
 OPENING = """\
 # How well a forecast describes the run
@@ -25,9 +25,9 @@ OPENING = """\
 Written by `python benchmarks/fidelity_page.py` from `benchmarks/results/fidelity/`, which `python
 benchmarks/fidelity.py` measures (resumable; one CPU thread). SmolLM2-135M-Instruct with 4-bit weights, dequantised,
 in bfloat16 where nothing else is said. Each run trains LoRA (r = 8, alpha = 16, on q and v, TRL's dropout of 0.05) or
-all weights with DPO, β = 0.1, on 12 persona behaviours × 100 pairs, batches of 24 (500 steps: × 200 pairs, batches of
-6; 2,000 steps: × 400 pairs, batches of 12; free text: power-seeking, HH harmless and HH helpful × 100 short pairs,
-batches of 12). A hash of the behaviour's name decided once whether it is a tuning or a test behaviour; test mixtures
+all weights with DPO, β = 0.1, on 12 persona behaviours × 100 pairs, batches of 24 (500 steps, and 2,000 in float32:
+× 200 pairs, batches of 6; 2,000 in bfloat16: × 400 pairs, batches of 12; free text: power-seeking, HH harmless and HH
+helpful × 100 short pairs, batches of 12). A hash of the behaviour's name decided once whether it is a tuning or a test behaviour; test mixtures
 are reported, all criteria were fixed before the first run.
 
 - *twin*: `foretune forecast` from step 0; *n passes*: `--relinearise_every` a share 1/n of the steps; *n pairs*: of
@@ -35,7 +35,7 @@ are reported, all criteria were fixed before the first run.
   order of the audit (`representative_rank`), as foretune takes them; where there are more pairs than n and the word is
   missing, the forecast is older and of those with the lowest ids, as good as drawn. *n held out*: so many more of each
   behaviour are measured and not trained on, which tell what pairs that stand for others learn by heart; on free text,
-  passes and pilots are older than the part of it that is taken off pair by pair.
+  five passes are older than the part of it that is taken off pair by pair.
 - *pilot*: the first 5, 10 or 20 % of the steps are trained really, the rest is forecast (`--pilot_fraction`).
 - *persistence*: the pilot's own last losses and margins, taken for the end's. *Distinguishability* and *behaviour
   kernel*: the order that the audit gives. *Naive kernel*: mean cosine of a behaviour's mean hidden state with those
@@ -84,8 +84,10 @@ def main() -> None:
     parts += beside_baselines([*main_group, *exact])
     fully = [groups.get(("persona", "full", "adamw_torch", 5e-6, 120, dtype), []) for dtype in DTYPES]
     parts += as_good_as(by_method([*main_group, *exact]), by_method([run for own in fully for run in own]))
-    if longest := groups.get(("persona", "lora", "adamw_torch", 1.2e-5, 2000, "bfloat16")):
-        parts += beside_rivals("LoRA, 2,000 steps, 5 % of its rows", by_method(longest), least=0, most=0.06)
+    for dtype in DTYPES:
+        longest = groups.get(("persona", "lora", "adamw_torch", 1.2e-5, 2000, dtype), [])
+        what = f"LoRA, 2,000 steps, {dtype}, 5 % of its rows"
+        parts += beside_rivals(what, by_method(longest), least=0, most=0.06)
     if long := groups.get(("persona", "lora", "adamw_torch", 4.8e-5, 500, "float32")):
         parts += beside_rivals("LoRA, 500 steps, 10 % of its rows", by_method(long), least=0.06, most=0.12)
     for setting, members in sorted(groups.items(), key=lambda item: item[1] is not main_group):
@@ -97,7 +99,7 @@ def main() -> None:
     for trained, dtype in product(TRAINED, DTYPES):
         if members := [own for own in tuning if (own["run"].get("trained", "lora"), dtype_of(own)) == (trained, dtype)]:
             parts += section(f"Tuning mixtures, {TRAINED[trained]}, {dtype}: what defaults were chosen on", members)
-    longer = [groups["persona", "lora", "adamw_torch", *own] for own in LONGER]
+    longer = [groups.get(("persona", "lora", "adamw_torch", *own), []) for own in LONGER]
     parts += samples([main_group, exact, *longer])
     parts += trust(tested, tuning)
     if asked := read("what_if"):
