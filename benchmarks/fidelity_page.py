@@ -27,8 +27,8 @@ benchmarks/fidelity.py` measures (resumable; one CPU thread). SmolLM2-135M-Instr
 in bfloat16 where nothing else is said. Each run trains LoRA (r = 8, alpha = 16, on q and v, TRL's dropout of 0.05) or
 all weights with DPO, β = 0.1, on 12 persona behaviours × 100 pairs, batches of 24 (500 steps, and 2,000 in float32:
 × 200 pairs, batches of 6; 2,000 in bfloat16: × 400 pairs, batches of 12; free text: power-seeking, HH harmless and HH
-helpful × 100 short pairs, batches of 12). A hash of the behaviour's name decided once whether it is a tuning or a test behaviour; test mixtures
-are reported, all criteria were fixed before the first run.
+helpful × 100 short pairs, batches of 12). A hash of the behaviour's name decided once whether it is a tuning or a test
+behaviour; test mixtures are reported, all criteria were fixed before the first run.
 
 - *twin*: `foretune forecast` from step 0; *n passes*: `--relinearise_every` a share 1/n of the steps; *n pairs*: of
   each behaviour that features are taken of (`--twin_pairs`, `--observe_pairs`). *Chosen* ones are the first in the
