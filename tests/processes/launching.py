@@ -18,7 +18,7 @@ def launch(count: int, *arguments: str, **more: str) -> subprocess.CompletedProc
     """The command on `count` processes, started by torch's launcher (which `accelerate launch` calls too)."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     command = [*launcher, WORKER, *arguments] if count > 1 else [sys.executable, WORKER, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(**more))
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment(**more))
 
 
 def launch_by_hand(count: int, *arguments: str) -> list[tuple[int, str]]:
@@ -32,5 +32,5 @@ def launch_by_hand(count: int, *arguments: str) -> list[tuple[int, str]]:
         variables = environment(**place, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         command = [sys.executable, WORKER, *arguments]
         started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables))
-    said = [process.communicate(timeout=120)[1] for process in started]
+    said = [process.communicate(timeout=400)[1] for process in started]
     return [(process.returncode, text) for process, text in zip(started, said, strict=True)]

@@ -131,7 +131,7 @@ def test_no_run_exceeds_the_optimum(finished):
 
 def test_the_table_shows_every_behaviour(finished):
     shown = policy_table(finished)
-    assert list(shown.columns[0].cells) == ["boats", "gardens", "all"]
+    assert list(map(str, shown.columns[0].cells)) == ["boats", "gardens", "all"]
     assert all(float(cell) >= 0 for cell in shown.columns[-1].cells)
 
 
