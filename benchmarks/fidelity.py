@@ -116,8 +116,7 @@ class Bench:
         if "observed" in self.result and (self.folder / "real" / "observed_pairs.npz").exists():
             return
         run, seconds = self._really("real", self.job("real"))
-        observed = course(run, "observed_pairs")
-        lazy = lazy_step(observed)
+        lazy = lazy_step(observed := course(run, "observed_pairs"))
         self.result["observed"] = {
             "steps": observed.steps,
             "mean_loss": [round(observed.mean_loss(step), 4) for step in observed.steps],
@@ -193,19 +192,14 @@ class Bench:
         if method.name in self.result["methods"] and not again:
             return
         if again:
-            self._forget(method)
+            run = RunFolder(self.folder / method.folder)
+            audited = {name: stage for name, stage in run.stages.items() if name == "audit"}  # no part of the cost
+            discard(run)
+            run.update_record(stages=audited)
         print(f"{self.run.name}: {method.name}", flush=True)
         (self.forecast if isinstance(method, Forecast) else self.shorten)(method)  # pyright: ignore
         self.describe(method)
-        end = self.result["methods"][method.name]["end"]
-        print({key: value for key, value in end.items() if key != "intervals"}, flush=True)
-
-    def _forget(self, method: Method) -> None:
-        """All but its audit, which is no part of its cost and is repeated where the code's own keys say so."""
-        run = RunFolder(self.folder / method.folder)
-        kept = {name: stage for name, stage in run.stages.items() if name == "audit"}
-        discard(run)
-        run.update_record(stages=kept)
+        print(self.result["methods"][method.name]["end"] | {"intervals": "…"}, flush=True)
 
     def forecast(self, method: Forecast) -> None:
         """Forecast from the start or from the real run's own beginning."""

@@ -119,7 +119,7 @@ def test_a_what_if_of_another_sided_loss_equals_its_forecast(sided, tiny_folder,
     np.testing.assert_allclose(answer.margins[-1], expected["margins"][-1], atol=2e-4)
 
 
-def test_a_what_if_of_the_margin_takes_off_both_scores_what_stand_ins_learn(tiny_folder, unequal_file, tmp_path):  # noqa: F811
+def test_a_what_if_of_the_margin_with_stand_ins_knows_both_scores(tiny_folder, unequal_file, tmp_path):  # noqa: F811
     few = ("--loss_type", "nca_pair", *LORA, "--twin_pairs", "6", "--observe_pairs", "4")
     foretune.forecast(parse_job(command(tiny_folder, unequal_file, tmp_path, *few), prog="test"))
     answers = [foretune.what_if(tmp_path, objective=name) for name in ("sigmoid", "hinge", "nca_pair")]

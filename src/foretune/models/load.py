@@ -127,7 +127,7 @@ def check_finite(model: torch.nn.Module, name: str) -> None:
 
 
 # Of a configuration: what changes no number that the model computes in a given dtype.
-NAMES = {
+WITHOUT_EFFECT = {
     *("architectures", "dtype", "torch_dtype", "transformers_version"),
     *("use_cache", "return_dict", "output_attentions", "output_hidden_states"),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
@@ -139,7 +139,7 @@ def _of_numbers(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     named = {str(key): value for key, value in config.items()}
-    return {key: _of_numbers(value) for key, value in named.items() if key not in NAMES and not key.startswith("_")}
+    return {key: _of_numbers(value) for key, value in named.items() if key not in WITHOUT_EFFECT and key[:1] != "_"}
 
 
 def weights_hash(model: torch.nn.Module) -> str:

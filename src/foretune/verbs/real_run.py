@@ -14,7 +14,6 @@ from foretune import processes
 from foretune.dynamics.simulated_run import SimulatedRun
 from foretune.errors import UserError
 from foretune.objectives import SidedObjective
-from foretune.records import RunFolder
 from foretune.records.linking import link
 from foretune.records.provenance import sha256_of
 from foretune.training.build import lora_config, prepare_trainable
@@ -132,29 +131,21 @@ IRRELEVANT = {
 
 
 def _checkpoint(prepared: Prepared) -> str | None:
-    """The checkpoint to continue from; those of another run are refused."""
+    """The newest checkpoint to continue from, complete with what is written last; those of another run are refused."""
     run, key = prepared.job.run, training_key(prepared)
     named = prepared.job.training.resume_from_checkpoint
     if isinstance(named, str) and named.lower() not in ("true", "false"):
         return named
-    last = _last_checkpoint(run)
-    if last is not None and (run.read_json("training.json") or {}).get("key") != key:
+    states = [TrainerState.load_from_json(str(path)) for path in run.path.glob("checkpoint-*/trainer_state.json")]
+    if states and (run.read_json("training.json") or {}).get("key") != key:
         raise UserError(
             f"{run.path} holds checkpoints of a run with other settings, observed pairs or processes: choose another "
             "--output_dir, or pass --restart True to train anew."
         )
     run.write_json("training.json", {"key": key})
-    return last
-
-
-def _last_checkpoint(run: RunFolder) -> str | None:
-    """The newest complete checkpoint: trainer_state.json is what the trainer writes last.
-
-    None of the last step within an epoch: the trainer would take one step more.
-    """
-    states = [TrainerState.load_from_json(str(path)) for path in run.path.glob("checkpoint-*/trainer_state.json")]
-    found = [own.global_step for own in states if own.global_step < own.max_steps or (own.epoch or 0) % 1 == 0]
-    return str(run.path / f"checkpoint-{max(found)}") if found else None
+    # from that of the last step within an epoch, the trainer would take one more
+    usable = [own.global_step for own in states if own.global_step < own.max_steps or (own.epoch or 0) % 1 == 0]
+    return str(run.path / f"checkpoint-{max(usable)}") if usable else None
 
 
 class ObservedMargins(NamedTuple):

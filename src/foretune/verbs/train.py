@@ -78,7 +78,7 @@ def train_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
 def _kept(run: RunFolder, key: str) -> BehaviourObserver | None:
     """What was observed of a finished training whose tables were damaged; None where that is gone as well.
 
-    To train on from its last checkpoint would be one step too many where it ends within an epoch.
+    Training again from an earlier checkpoint would give the same, and take longer.
     """
     if (run.read_json("training.json") or {}).get("key") != key:
         return None
