@@ -148,3 +148,10 @@ def test_a_run_killed_after_its_last_checkpoint_ends_at_its_last_step(tiny_folde
     np.testing.assert_allclose(np.load(files[0])["margins"], before[0], atol=1e-6)
     again = load_file(files[1])
     assert all(np.allclose(again[name], value, atol=1e-7) for name, value in before[1].items())
+
+
+def test_the_last_checkpoint_alone_still_says_whose_it_is(tiny_folder, persona_file, tmp_path):
+    said = settings(tiny_folder, persona_file, tmp_path / "run", save_total_limit=1)
+    assert len([*foretune.train(**said).path.glob("checkpoint-*")]) == 1
+    with pytest.raises(UserError, match="holds checkpoints of a run with other settings"):
+        foretune.train(**{**said, "learning_rate": 1e-3})
