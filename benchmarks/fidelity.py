@@ -205,7 +205,7 @@ class Bench:
         """Forecast from the start or from the real run's own beginning."""
         job = self.job(
             method.folder,
-            observe_pairs=method.pairs,
+            observe_pairs=max(method.pairs, method.looked),
             twin_pairs=method.pairs,
             factor_rank=method.rank,
             pilot_fraction=method.pilot,

@@ -37,7 +37,8 @@ class Forecast(NamedTuple):
     """A way to forecast: where its features are taken, and of how many pairs of each behaviour.
 
     `chosen`: they are the first in the order of the audit, not all that there are, nor (in older results) those with
-    the lowest ids. `held`: pairs of each behaviour that are measured too, and not trained on.
+    the lowest ids. `held`: pairs of each behaviour that are measured too, and not trained on. `looked`:
+    of each behaviour, those among them, that the model scores with the weights of the simulated run's end.
     """
 
     passes: int = 1
@@ -46,6 +47,7 @@ class Forecast(NamedTuple):
     rank: int = 8
     chosen: bool = True
     held: int = 0
+    looked: int = 0
 
     @property
     def name(self) -> str:
@@ -56,6 +58,7 @@ class Forecast(NamedTuple):
             f"{self.pairs}{' chosen' if self.chosen else ''} pairs",
             f"rank {self.rank}" if self.rank != 8 else "",
             f"{self.held} held out" if self.held else "",
+            f"{self.looked} looked at" if self.looked else "",
         ]
         return ", ".join(part for part in parts if part)
 
@@ -100,6 +103,8 @@ PILOTS = [PILOT_PASSES, *(Forecast(passes=2, pilot=pilot) for pilot in (0.1, 0.2
 SAMPLES = [Forecast(pairs=pairs, passes=passes) for passes in (1, 5) for pairs in (5, 10, 20, 50)]
 # much the same number of rows as few pairs often or many once, without and with held-out ones
 ALLOCATIONS = [Forecast(pairs=50), Forecast(3, pairs=20), Forecast(5, pairs=10), Forecast(5, pairs=10, held=10)]
+LOOKS = [Forecast(5, pairs=pairs, looked=ROWS) for pairs in (10, 20)]
+LOOKS += [Forecast(5, 0.1, pairs=20, looked=ROWS), Forecast(5, 0.2, pairs=20, looked=ROWS)]
 CHOICES = [
     *(Forecast(rank=rank) for rank in (4, 8, 16)),
     *(Forecast(pilot=0.1, rank=rank) for rank in (4, 8, 16)),
@@ -121,7 +126,8 @@ def at_cost(run: Run, share: float) -> list[Method]:
     """What this share of the run's rows buys: features, passes, or fewer steps at three rates."""
     rows = round(share * run.steps * run.batch / BEHAVIOURS)
     twins = [Forecast(passes, pairs=rows // passes) for passes in (1, 2, 5) if rows // passes <= run.rows]
-    return [*twins, *(Shorter(share, factor) for factor in (1.0, 5.0, 1 / share))]
+    looks = [Forecast(5, pairs=rows // 5, looked=ROWS)] if rows // 5 < ROWS else []
+    return [*twins, *looks, *(Shorter(share, factor) for factor in (1.0, 5.0, 1 / share))]
 
 
 # Free text: responses of at most so many characters after prompts of at most twice as many.
@@ -159,14 +165,14 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
     for rate in (1e-4, 4e-4):
         yield Run("test-0", 0, learning_rate=rate), [*FEW[:3], PASSES[0]]
     yield Run("test-0", 0, optim="sgd", learning_rate=0.2), [*FEW[:3], PASSES[0]]
-    yield Run("tuning-0", 0), [*CHOICES, *PASSES, *MORE_PASSES]
+    yield Run("tuning-0", 0), [*LOOKS, *CHOICES, *PASSES, *MORE_PASSES]
     for mixture, seed in (("test-1", 0), ("test-0", 0), ("test-0", 1), ("test-0", 2), ("test-1", 1), ("test-1", 2)):
-        yield Run(mixture, seed), [*FEW, *ALL, *PASSES, *SHORTER]
+        yield Run(mixture, seed), [*LOOKS, *FEW, *ALL, *PASSES, *SHORTER]
     yield Run("test-0", 0), [*MORE_PASSES, Shorter(0.5), Shorter(rows=30)]
     # what rounding to bfloat16 adds to the run and hides from its observer
     yield Run("tuning-0", 0, dtype="float32"), [*MORE_PASSES[:1], *ALLOCATIONS]
     for mixture, seed in (("tuning-0", 0), ("test-1", 1), ("test-0", 0)):
-        tried = [ALL[0], PILOT_PASSES, PASSES[0], *ALL[1:], *SHORTER, *FEW[:4], *SAMPLES]
+        tried = [ALL[0], PILOT_PASSES, PASSES[0], *ALL[1:], *SHORTER, *FEW[:4], *SAMPLES, *LOOKS]
         yield Run(mixture, seed, dtype="float32"), tried
 
 

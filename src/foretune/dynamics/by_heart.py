@@ -47,7 +47,7 @@ class ByHeart(NamedTuple):
         Args:
             place: the measured pair that each pair is, or that stands for it, shape (n,).
             rows: the pairs that are trained on.
-            observed: measured pairs, held-out ones among them.
+            observed: recorded pairs, held-out ones among them.
             behaviour_of: shape (n,).
             is_train: shape (n,).
         """
@@ -56,6 +56,7 @@ class ByHeart(NamedTuple):
             own = rows[behaviour_of[rows] == name]
             measured, first = np.unique(place[own], return_index=True)
             held = observed[((behaviour_of == name) & ~is_train)[observed]]
+            held = held[np.unique(place[held], return_index=True)[1]]  # the others have no margins of their own
             if len(own) > len(measured) and min(len(measured), len(held)) > 1:
                 sides.append((own[first], held))
                 share.append(1 - len(measured) / len(own))

@@ -1,17 +1,19 @@
 """The forecast of a run: curves per behaviour, jointly and each behaviour alone."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as t_distribution
+from torch import Tensor
 
 from foretune import processes
 from foretune.dynamics.by_heart import ByHeart
 from foretune.dynamics.closed_form import second_order_weights
+from foretune.dynamics.closing_look import Look, closing_look, with_look
 from foretune.dynamics.curves import curve_rows, learning_order
 from foretune.dynamics.flow import gradient_flow
 from foretune.dynamics.simulated_run import MarginModel, Renewal, SimulatedRun, simulate_run
@@ -66,6 +68,9 @@ class ForecastProblem(NamedTuple):
         renewal: where margins are linearised anew (see `simulate_run`).
         variants: asked after the joint run for runs that could be instead, two at least, for its band; or none.
         place: the measured pair that each pair is, or that stands for it, shape (n,); None: all are themselves.
+        measured: the measured pairs, shape (m,); None: all are.
+        look: scores `followed(observed)` with the model itself at the joint run's end, whose parameters it is given;
+            returns None where that says nothing.
     """
 
     margins: MarginModel
@@ -87,6 +92,8 @@ class ForecastProblem(NamedTuple):
     renewal: Renewal | None = None
     variants: Callable[[], Sequence[Variant]] = tuple
     place: NDArray[np.int64] | None = None
+    measured: NDArray[np.int64] | None = None
+    look: Callable[[Mapping[str, Tensor]], FloatArray | None] = lambda parameters: None
 
     def by_heart(self, rows: NDArray[np.int64]) -> ByHeart | None:
         """What a run on these rows would learn by heart."""
@@ -114,6 +121,7 @@ class Forecast(NamedTuple):
         order: behaviours in the order in which they are learned, first to last.
         num_steps: optimiser steps of the run.
         learning_rates: at every step.
+        look: what a look at the joint run's end has found, of `followed(observed)`; None: there was none.
     """
 
     rows: list[dict[str, Any]]
@@ -123,6 +131,7 @@ class Forecast(NamedTuple):
     order: list[str]
     num_steps: int
     learning_rates: list[float]
+    look: Look | None
 
 
 def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = lambda what: None) -> Forecast:
@@ -134,6 +143,9 @@ def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = 
     """
     progress("the joint run")
     joint = _joint(problem, problem.margins, problem.renewal, problem.arguments)
+    look = _look(problem, joint)
+    if look is not None:
+        joint = with_look(joint, look.missed)
     if problem.past is not None:
         joint = joint.after(problem.past)
     rows = _rows(problem, "simulated_run", "mixture", joint.steps, joint.margins)
@@ -143,7 +155,8 @@ def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = 
     rows += _flows(problem, "mixture", problem.train_pairs, joint)
     if problem.margins_alone is not None:
         rows += _each_alone(problem, problem.margins_alone, joint, progress)
-    return Forecast(rows, joint.steps, *_sides(problem, joint.margins), order, joint.num_steps, joint.learning_rates)
+    sides = _sides(problem, joint.margins)
+    return Forecast(rows, joint.steps, *sides, order, joint.num_steps, joint.learning_rates, look)
 
 
 def _joint(problem: ForecastProblem, margins: MarginModel, renewal: Renewal | None, arguments: Any) -> SimulatedRun:
@@ -161,6 +174,14 @@ def _joint(problem: ForecastProblem, margins: MarginModel, renewal: Renewal | No
             renewal=renewal,
             by_heart=problem.by_heart(problem.train_pairs),
         )
+
+
+def _look(problem: ForecastProblem, joint: SimulatedRun) -> Look | None:
+    looked = problem.look(joint.end)
+    if looked is None or problem.measured is None:
+        return None
+    measured, behaviour_of = np.isin(problem.observed, problem.measured), problem.behaviour_of[problem.observed]
+    return closing_look(joint.end_margins, joint.margins[-1], looked, measured, behaviour_of)
 
 
 def _rows_of_variant(

@@ -23,8 +23,10 @@ FIRST_INTERVAL = 8
 
 # Where nothing is said: so many passes over the measured pairs at most, and so much of the run's rows altogether.
 MOST_PASSES, LARGEST_COST = 5, 0.25
-# Pairs of each behaviour and split: fewer overstate what is learned.
-FEWEST_PAIRS, MOST_PAIRS = 20, 50
+# Passes over FEWEST_PAIRS that are worth more than one over MOST_PAIRS.
+WORTH_PASSES = 3
+# Pairs of each behaviour and split that features are taken of (one pass alone: MOST_PAIRS), and that are observed.
+FEWEST_PAIRS, ENOUGH_PAIRS, MOST_PAIRS = 10, 20, 50
 
 
 def affordable_interval(num_steps: int, rows_per_step: int, num_measured: int) -> int:
@@ -44,22 +46,30 @@ def affordable_interval(num_steps: int, rows_per_step: int, num_measured: int) -
     return ceil(num_steps / passes) if passes > 1 else 0
 
 
-def affordable_pairs(num_rows: int, num_groups: int) -> int:
-    """Pairs of each group, FEWEST to MOST_PAIRS: fewer where that makes passes on the way affordable.
+class NumPairs(NamedTuple):
+    """Pairs of each behaviour and split that features are taken of, and that are observed."""
+
+    measured: int
+    observed: int
+
+
+def affordable_pairs(num_rows: int, num_groups: int) -> NumPairs:
+    """How many pairs to measure and to observe, few enough to take features anew on the way where a run is long.
 
     Args:
         num_rows: that the run trains on, each as often as it does.
         num_groups: behaviours, those of held-out pairs apart.
 
     >>> affordable_pairs(20_000, 40)
-    25
+    NumPairs(measured=20, observed=25)
     >>> affordable_pairs(1_000, 40)
-    50
+    NumPairs(measured=50, observed=50)
     """
     rows = LARGEST_COST * num_rows / num_groups
-    if rows < 2 * FEWEST_PAIRS:
-        return MOST_PAIRS
-    return min(max(int(rows / MOST_PASSES), FEWEST_PAIRS), MOST_PAIRS)
+    if rows < WORTH_PASSES * FEWEST_PAIRS:
+        return NumPairs(MOST_PAIRS, MOST_PAIRS)
+    measured = min(max(int(rows / MOST_PASSES), FEWEST_PAIRS), ENOUGH_PAIRS)
+    return NumPairs(measured, min(max(int(rows / MOST_PASSES), ENOUGH_PAIRS), MOST_PAIRS))
 
 
 class Drift(NamedTuple):

@@ -87,21 +87,24 @@ class SimulatedRun(NamedTuple):
         margins: of the observed pairs, shape (T, observed), float64.
         learning_rates: of every simulated step.
         num_steps: of the whole run.
+        end: the parameters after the last step.
+        end_margins: those after the last step, with what is learned by heart, shape (observed,).
     """
 
     steps: list[int]
     margins: NDArray[np.float64]
     learning_rates: list[float]
     num_steps: int
+    end: Mapping[str, Tensor] = {}
+    end_margins: NDArray[np.float64] = np.empty(0)
 
     def after(self, past: "SimulatedRun") -> "SimulatedRun":
         """This run with what came before its first step."""
         earlier = [place for place, step in enumerate(past.steps) if step < self.steps[0]]
-        return SimulatedRun(
-            [past.steps[place] for place in earlier] + self.steps,
-            np.concatenate([past.margins[earlier], self.margins]),
-            past.learning_rates + self.learning_rates,
-            self.num_steps,
+        return self._replace(
+            steps=[past.steps[place] for place in earlier] + self.steps,
+            margins=np.concatenate([past.margins[earlier], self.margins]),
+            learning_rates=past.learning_rates + self.learning_rates,
         )
 
 
@@ -176,7 +179,7 @@ def simulate_run(
             if callback is not recorder and type(callback).__name__ in {"PrinterCallback", "ProgressCallback"}:
                 trainer.remove_callback(callback)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    return SimulatedRun(recorder.steps, np.stack(recorder.margins), recorder.learning_rates, trainer.state.max_steps)
+    return recorder.run(trainer.state.max_steps)
 
 
 class _Parameters(torch.nn.Module):
@@ -362,7 +365,13 @@ class _Recorder(TrainerCallback):
     def _record(self, step: int, shift: Tensor | None) -> None:
         margins = self._margins_of(self.observed)
         self.steps.append(step)
+        self.end_margins = margins.numpy()
         self.margins.append((margins if shift is None else margins - shift[self.observed]).numpy())
+
+    def run(self, num_steps: int) -> SimulatedRun:
+        """What was recorded."""
+        end = {name: value.detach() for name, value in self.model.by_name.items()}
+        return SimulatedRun(self.steps, np.stack(self.margins), self.learning_rates, num_steps, end, self.end_margins)
 
     def without(self, margins: Tensor, pairs: Tensor) -> Tensor:
         """Margins of some pairs as the loss should see them."""

@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from foretune import processes
 from foretune.models.batches import Targets, targets_of
 from foretune.models.dtype import float32_products_of
 from foretune.models.encoding import EncodedPair
+from foretune.models.evaluating import evaluating
 from foretune.models.forward_pass import ForwardPass
 from foretune.models.head import Head, head_of
+from foretune.models.sharded import keep_company
 
 # Logits that exist at any one time (16 MB on a CPU: larger blocks would be fetched from the system again and again).
 LOGITS_AT_ONCE = {"cpu": 2**22}
@@ -77,6 +81,21 @@ def pair_scores(
     """
     head, forward = head_of(model), ForwardPass(model, packed=packed, budget=budget)
     return score_pairs(head, forward, pairs)
+
+
+def divided_scores(model: torch.nn.Module, pairs: Sequence[EncodedPair], *, packed: bool = True) -> np.ndarray:
+    """Scores of chosen and rejected, shape (2, n), on every process; each has computed its share of the pairs.
+
+    The model is in evaluation mode meanwhile.
+    """
+    with evaluating(model):
+        scores = pair_scores(model, processes.mine(pairs), packed=packed)
+    keep_company(model)
+    parts = processes.together(lambda: np.stack([scores.chosen.numpy(), scores.rejected.numpy()]))
+    found = np.empty((2, len(pairs)))
+    for number, part in enumerate(parts):
+        found[:, number :: len(parts)] = part
+    return found
 
 
 @torch.no_grad()

@@ -13,8 +13,7 @@ from foretune import processes
 from foretune.dynamics.curves import observation_steps
 from foretune.models.batches import supports_packing
 from foretune.models.encoding import EncodedPair
-from foretune.models.sharded import keep_company
-from foretune.scores import pair_scores
+from foretune.scores.log_probs import divided_scores
 from foretune.training.behaviour_metrics import BehaviourMetrics, example_values
 
 
@@ -72,27 +71,14 @@ class BehaviourObserver(TrainerCallback):
         step = state.global_step
         if step not in self.steps or step in self.observations:
             return
-        training = model.training
-        model.eval()
         packed = supports_packing(model) if self.packed is None else self.packed
-        found = self._scores(model, packed)
-        model.train(training)
+        found = divided_scores(model, self.pairs, packed=packed)
         self.observations[step] = found
         if self.reference is None:
             self.reference = found
         self._keep(step, found)
         if self.log is not None and state.is_world_process_zero:
             self.log(self._metrics(found))
-
-    def _scores(self, model: torch.nn.Module, packed: bool) -> np.ndarray:
-        """Log-probabilities of chosen and rejected, shape (2, n); every process scores its share of the pairs."""
-        scores = pair_scores(model, processes.mine(self.pairs), packed=packed)
-        keep_company(model)
-        parts = processes.together(lambda: np.stack([scores.chosen.numpy(), scores.rejected.numpy()]))
-        found = np.empty((2, len(self.pairs)))
-        for number, part in enumerate(parts):
-            found[:, number :: len(parts)] = part
-        return found
 
     def _metrics(self, found: np.ndarray) -> dict[str, float]:
         metrics: dict[str, float] = {}

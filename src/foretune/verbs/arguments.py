@@ -98,7 +98,8 @@ class ForetuneArguments(SharedArguments):
         default=None,
         metadata={
             "help": "Training pairs of each behaviour that the forecast's features are taken of; they stand for the "
-            "rest of their behaviour. Default: as for --observe_pairs."
+            "rest of their behaviour. Default: 50; 10 to 20 where the run is long enough to take features of so few "
+            "more than once. In one pass, those that are observed are taken too."
         },
     )
     audit_pairs: int | None = field(

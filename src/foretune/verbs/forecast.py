@@ -7,6 +7,7 @@ from trl import DPOTrainer
 
 from foretune import processes
 from foretune.dynamics.anchors import discard_anchors
+from foretune.dynamics.closing_look import BELIEVED, Look
 from foretune.dynamics.confidence import confidence, likely_error
 from foretune.dynamics.curves import ALL
 from foretune.dynamics.early import early_theory
@@ -89,13 +90,15 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         steps=np.array(result.steps),
         margins=result.margins,
         **({} if result.chosen is None else {"chosen": result.chosen}),
+        **({} if result.look is None else {"missed": result.look.missed}),
     )
     section = _section(prepared, problem, result, watch)
     if lineariser:
         section |= _trust(prepared, problem, result)
+        section["look_explains"] = result.look and result.look.explained
         section["cost"] = _cost(section, lineariser)
         section["notes"] += [*_doubts(section["confidence"], lineariser.renewable), *_alternative(section["cost"])]
-        section["notes"] += _by_heart(problem)
+        section["notes"] += [*_by_heart(problem), *_unbelieved(result.look)]
     if isinstance(problem.margins, Tangent):
         section["kernel_error"] = problem.margins.kernel_error()
     section["anchors"] = lineariser.keys if lineariser else {}
@@ -177,10 +180,10 @@ DEAR = 0.5
 
 
 def _cost(section: dict[str, Any], lineariser: Lineariser) -> float:
-    """Rows that went forward and backward for the forecast, over those of the run."""
+    """Rows that went forward and backward for the forecast, over those of the run; forward alone, a row is half."""
     pilot_rows = section["pilot_steps"] * section["batch_size"]
     features = len(lineariser.keys) * lineariser.num_measured
-    return (pilot_rows + features) / (section["steps"] * section["batch_size"])
+    return (pilot_rows + features + lineariser.num_looked / 2) / (section["steps"] * section["batch_size"])
 
 
 def _alternative(cost: float) -> list[str]:
@@ -199,6 +202,15 @@ def _by_heart(problem: ForecastProblem) -> list[str]:
     return [
         "Measured pairs stand for others, and too few pairs are held out to tell what they would learn by heart: "
         "losses of free text are then forecast too low. Hold some rows out (--test_fraction 0.2)."
+    ]
+
+
+def _unbelieved(look: Look | None) -> list[str]:
+    if look is None or look.explained >= BELIEVED:
+        return []
+    return [
+        f"Of the forecast's margins, the model with the simulated weights explains {look.explained:.0%} only: features "
+        "go stale on the way. Take them more often (--relinearise_tolerance 0.2)."
     ]
 
 

@@ -12,7 +12,7 @@ from foretune import processes
 from foretune.data import PreferenceData
 from foretune.data.formats import UNPAIRED
 from foretune.data.tables import columns_of, opened_anew
-from foretune.dynamics.relinearise import MOST_PAIRS, affordable_pairs
+from foretune.dynamics.relinearise import MOST_PAIRS, NumPairs, affordable_pairs
 from foretune.errors import UserError
 from foretune.memory import give_back
 from foretune.models.encoding import Lost, encode
@@ -47,6 +47,7 @@ class Prepared(NamedTuple):
         pairs_sha256: hash of the encoded pairs, taken once as well.
         observe_pairs: pairs of each behaviour and split that are measured along the run.
         twin_pairs: training pairs of each behaviour that the forecast's features are taken of.
+        several_passes: features are taken anew on the way, so that the end can be looked at.
         sample: the pairs that the audit reads; None: all.
     """
 
@@ -59,6 +60,7 @@ class Prepared(NamedTuple):
     pairs_sha256: str
     observe_pairs: int = MOST_PAIRS
     twin_pairs: int = MOST_PAIRS
+    several_passes: bool = False
     sample: EncodedPairs | None = None
 
     @property
@@ -77,17 +79,21 @@ class Prepared(NamedTuple):
     def settled(self) -> "Prepared":
         """The same with what the arguments leave open: how many pairs are measured, and which ones the audit reads."""
         ours, few = self.job.ours, self._affordable_pairs()
-        settled = self._replace(observe_pairs=ours.observe_pairs or few, twin_pairs=ours.twin_pairs or few)
+        settled = self._replace(
+            observe_pairs=ours.observe_pairs or few.observed,
+            twin_pairs=ours.twin_pairs or few.measured,
+            several_passes=few.measured < MOST_PAIRS or bool(ours.relinearise_every or ours.relinearise_tolerance),
+        )
         if ours.audit_pairs is None:
             return settled
         most = max(ours.audit_pairs, settled.observe_pairs, settled.twin_pairs)
         members = self._first(most, np.zeros(len(self.pairs)))
         return settled._replace(sample=EncodedPairs(self.pairs[int(index)] for index in members))
 
-    def _affordable_pairs(self) -> int:
+    def _affordable_pairs(self) -> NumPairs:
         """Of each behaviour and split, where features may be taken anew on the way."""
-        if self.job.twin != "weight_space":
-            return MOST_PAIRS
+        if self.job.twin != "weight_space" or self.job.ours.relinearise_every == 0:
+            return NumPairs(MOST_PAIRS, MOST_PAIRS)
         num_rows = self.job.num_steps(self.num_train_units) * self.job.rows_per_step
         num_groups = len(np.unique(2 * self.pairs.behaviour + self.pairs.is_train))
         return affordable_pairs(num_rows, num_groups)

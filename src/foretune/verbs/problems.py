@@ -1,9 +1,12 @@
 """What a forecast is computed from: the problem of a job's run, of its output layer or of its linearised twin."""
 
+from collections.abc import Mapping
+from functools import partial
 from math import ceil
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from foretune.dynamics.arguments import in_order
 from foretune.dynamics.forecast import ForecastProblem, Variant
@@ -14,6 +17,7 @@ from foretune.dynamics.simulated_run import MarginModel
 from foretune.features.unembedding import read_states
 from foretune.models.head import head_of
 from foretune.objectives import Objective, RankingObjective, SidedObjective, unpaired_order
+from foretune.objectives.base import FloatArray
 from foretune.verbs.audit import features_of, measure, reference_margins, store_of
 from foretune.verbs.job import Job
 from foretune.verbs.prepare import Prepared, loss_of_pairs
@@ -80,14 +84,14 @@ def twin_problem(
         lineariser.load(begun.checkpoint)
         margins = lineariser.at(begun.step)
     step = begun.step if begun else 0
-    ours, behaviour_of = job.ours, prepared.behaviour_of[prepared.observed]
+    ours = job.ours
     steps = max(job.num_steps(prepared.num_train_units) - step, 1)
     renewal = Relinearisation(
         margins,
         step,
         lineariser.at,
-        prepared.observed,
-        behaviour_of,
+        lineariser.measured,
+        prepared.behaviour_of[lineariser.measured],
         every=_interval(job, lineariser, steps),
         tolerance=ours.relinearise_tolerance,
         longest=max(ours.relinearise_every or 0, ceil(steps / MOST_PASSES)),
@@ -103,7 +107,18 @@ def twin_problem(
         renewal=renewal,
         variants=lambda: _variants(prepared, lineariser, step),
         place=lineariser.place[: len(prepared.pairs)],
+        measured=lineariser.measured,
+        look=partial(_look, prepared, lineariser, renewal),
     )
+
+
+def _look(
+    prepared: Prepared, lineariser: Lineariser, renewal: Relinearisation, parameters: Mapping[str, Tensor]
+) -> FloatArray | None:
+    """Scores of the observed pairs where some are not measured and the weights followed features of the way."""
+    if not renewal.drifts or np.isin(prepared.observed, lineariser.measured).all():
+        return None
+    return lineariser.look(parameters)
 
 
 def _interval(job: Job, lineariser: Lineariser, num_steps: int) -> int:

@@ -18,7 +18,7 @@ from foretune.models.encoding import EncodedPair
 from foretune.models.load import load_model
 from foretune.objectives import SidedObjective
 from foretune.records.provenance import sha256_of
-from foretune.scores.log_probs import pair_scores
+from foretune.scores.log_probs import divided_scores
 from foretune.training.build import lora_config, prepare_trainable
 from foretune.verbs.audit import features_key, features_of, reference_margins, reference_scores
 from foretune.verbs.forms import TangentForm, form_of
@@ -37,11 +37,11 @@ class Lineariser:
 
     Attributes:
         sided: features are taken of the chosen responses' scores as well as of the margins (see `MarginModel`).
-        measured: the pairs that features are taken of, shape (m,): all that are observed, and `twin_pairs` training
-            pairs of each behaviour.
+        measured: the pairs that features are taken of, shape (m,).
         place: the measured pair that each pair is, or that stands for it: one of its behaviour and preferred answer;
             sided, then m more than that of its chosen score.
         keys: of the features that were taken, by step.
+        num_looked: how many pairs were scored at simulated weights.
     """
 
     def __init__(self, prepared: Prepared, progress: Progress, folder: Path) -> None:
@@ -49,7 +49,8 @@ class Lineariser:
         self._prepared, self._progress, self._folder = prepared, progress, folder
         self.sided = isinstance(prepared.objective, SidedObjective)
         self.measured = measured_pairs(prepared)
-        self._pairs = _Some(prepared.job.convention.scored(prepared.pairs), self.measured, self.sided)
+        scored = prepared.job.convention.scored(prepared.pairs)
+        self._pairs, self._observed = (_Some(scored, own, self.sided) for own in (self.measured, prepared.observed))
         self.place = self.stand_ins()
         self._model = trained_model(prepared)
         self._form = form_of(prepared.job, self._model, self._pairs, packed=self._packed)
@@ -59,7 +60,11 @@ class Lineariser:
             self._start = {name: self._model.get_parameter(name).detach().clone() for name in names}
         self.keys: dict[int, str] = {}
         references = reference_scores if self.sided else reference_margins
-        self._reference = references(prepared, features_of(prepared, progress))[..., self.measured].reshape(-1)
+        reference = references(prepared, features_of(prepared, progress))
+        self._reference, self._observed_reference = (
+            reference[..., own].reshape(-1) for own in (self.measured, prepared.observed)
+        )
+        self.num_looked = 0
 
     @property
     def num_measured(self) -> int:
@@ -92,8 +97,7 @@ class Lineariser:
             return
         dtype = next(self._model.parameters()).dtype
         if dtype != self._prepared.job.dtype():  # trained in another precision than the audit's
-            scores = pair_scores(self._model, self._pairs, packed=self._packed)
-            self._reference = (scores.chosen - scores.rejected).double().cpu().numpy()
+            self._reference, self._observed_reference = map(self._margins, (self._pairs, self._observed))
         self._model.load_state_dict(load_model(str(checkpoint), dtype=dtype).model.state_dict())
 
     def at(self, step: int, parameters: Mapping[str, Tensor] | None = None) -> MarginModel:
@@ -103,8 +107,7 @@ class Lineariser:
             step: after which the run has these parameters; the shards are called so.
             parameters: of all that is trained, by name.
         """
-        for name, value in (parameters or {}).items():
-            self._model.get_parameter(name).data.copy_(value)
+        self._set(parameters or {})
         key = sha256_of(
             features_key(self._prepared),
             self.measured.tolist(),
@@ -124,9 +127,26 @@ class Lineariser:
         self.keys[step] = key
         return read_anchor(store, self._model.device)
 
+    def look(self, parameters: Mapping[str, Tensor]) -> NDArray[np.float64]:
+        """Margins of the observed pairs (sided: and their chosen scores) under the model with these parameters."""
+        self._set(parameters)
+        self.num_looked += len(self._observed)
+        with self._progress.bar("look at the end of the simulated run", len(self._observed)) as advance:
+            found = self._margins(self._observed)
+            advance(len(self._observed))
+        return found - self._observed_reference
+
+    def _margins(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float64]:
+        """Under the model as it is, shape (len(pairs),); several processes divide them."""
+        chosen, rejected = divided_scores(self._model, pairs, packed=self._packed)
+        return chosen - rejected
+
     def leave(self) -> None:
         """Give somebody's model its parameters back."""
-        for name, value in self._start.items():
+        self._set(self._start)
+
+    def _set(self, parameters: Mapping[str, Tensor]) -> None:
+        for name, value in parameters.items():
             self._model.get_parameter(name).data.copy_(value)
 
 
@@ -150,8 +170,13 @@ def scalings(model: torch.nn.Module) -> list[tuple[str, dict[str, float]]]:
 
 
 def measured_pairs(prepared: Prepared) -> NDArray[np.int64]:
-    """The pairs that features are taken of: all observed ones, and `twin_pairs` training pairs of each behaviour."""
-    return np.union1d(prepared.observed, prepared.representatives(prepared.twin_pairs, split="train"))
+    """The pairs that features are taken of: `twin_pairs` of each behaviour, and all observed ones or as many held out.
+
+    Observed pairs of whom there are no features are looked at in the end, if weights follow features of the way.
+    """
+    held = prepared.representatives(min(prepared.twin_pairs, prepared.observe_pairs), split="test")
+    observed = held if prepared.several_passes else prepared.observed
+    return np.union1d(observed, prepared.representatives(prepared.twin_pairs, split="train"))
 
 
 class _Some(Sequence[EncodedPair]):

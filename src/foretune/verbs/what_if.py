@@ -19,6 +19,7 @@ from foretune.data.splits import stable_hash
 from foretune.dynamics.anchors import Anchors
 from foretune.dynamics.arguments import in_order
 from foretune.dynamics.by_heart import ByHeart
+from foretune.dynamics.closing_look import with_look
 from foretune.dynamics.curves import curve_rows
 from foretune.dynamics.simulated_run import SimulatedRun, simulate_run
 from foretune.errors import UserError
@@ -89,6 +90,7 @@ class StoredTwin:
         self.unpaired = self.folder.record["data"]["format"] == UNPAIRED
         followed = np.concatenate([arrays["margins"], arrays["chosen"]], 1) if self.sided else arrays["margins"]
         self.base = SimulatedRun(arrays["steps"].tolist(), followed, [], 0)
+        self._missed = arrays.get("missed")
         place = {pair_id: index for index, pair_id in enumerate(self.pairs["pair_id"])}
         self.observed = np.array([place[pair_id] for pair_id in arrays["pair_id"]])
         self.lengths = np.stack([self.pairs["chosen_tokens"], self.pairs["rejected_tokens"]], 1)
@@ -98,6 +100,13 @@ class StoredTwin:
         """What is recorded of the observed pairs: their margins and, of a sided loss, their chosen scores."""
         chosen = self.observed + len(self.pairs["pair_id"])
         return np.concatenate([self.observed, chosen]) if self.sided else self.observed
+
+    def with_look(self, changed: SimulatedRun) -> SimulatedRun:
+        """A changed run with what the look at the end of the forecast one has found."""
+        if self._missed is None:
+            return changed
+        begun, end = self.base.margins[self.base.steps.index(self.anchors.first)], self.base.margins[-1] - self._missed
+        return with_look(changed, self._missed, reached=float(np.sqrt(np.mean((end - begun) ** 2))))
 
     def by_heart(self, place: np.ndarray, rows: np.ndarray) -> ByHeart | None:
         """What a run on these rows would learn by heart."""
@@ -194,6 +203,7 @@ def what_if(
             renewal=lambda step, _: twin.anchors.get(step),
             by_heart=twin.by_heart(start.place, rows),
         )
+    simulated = twin.with_look(simulated)
     if first:
         if simulated.num_steps <= first:
             raise UserError(
