@@ -17,7 +17,7 @@ from harness import RESULTS, read
 
 from foretune.dynamics.confidence import LIKELY_ERRORS
 
-LONGER = [(4.8e-5, 500, "float32"), (1.2e-5, 2000, "bfloat16"), (1.2e-5, 2000, "float32")]
+LONGER = [(4.8e-5, 500, "bfloat16"), (4.8e-5, 500, "float32"), (1.2e-5, 2000, "bfloat16"), (1.2e-5, 2000, "float32")]
 DOCS = Path(__file__).parent.parent / "docs"
 OPENING = """\
 # How well a forecast describes the run
@@ -25,8 +25,8 @@ OPENING = """\
 Written by `python benchmarks/fidelity_page.py` from `benchmarks/results/fidelity/`, which `python
 benchmarks/fidelity.py` measures (resumable; one CPU thread). SmolLM2-135M-Instruct with 4-bit weights, dequantised,
 in bfloat16 where nothing else is said. Each run trains LoRA (r = 8, alpha = 16, on q and v, TRL's dropout of 0.05) or
-all weights with DPO, β = 0.1, on 12 persona behaviours × 100 pairs, batches of 24 (500 steps, and 2,000 in float32:
-× 200 pairs, batches of 6; 2,000 in bfloat16: × 400 pairs, batches of 12; free text: power-seeking, HH harmless and HH
+all weights with DPO, β = 0.1, on 12 persona behaviours × 100 pairs, batches of 24 (500 or 2,000 steps: × 200 pairs,
+batches of 6, in float32, and × 400 pairs, batches of 12, in bfloat16; free text: power-seeking, HH harmless and HH
 helpful × 100 short pairs, batches of 12). A hash of the behaviour's name decided once whether it is a tuning or a test
 behaviour; test mixtures are reported, all criteria were fixed before the first run.
 
@@ -36,6 +36,8 @@ behaviour; test mixtures are reported, all criteria were fixed before the first 
   missing, the forecast is older and of those with the lowest ids, as good as drawn. *n held out*: so many more of each
   behaviour are measured and not trained on, which tell what pairs that stand for others learn by heart; on free text,
   five passes are older than the part of it that is taken off pair by pair.
+- *n looked at*: so many pairs of each behaviour, the measured ones among them, are scored by the model itself with the
+  weights of the simulated run's end (`--observe_pairs`, where features are taken more than once).
 - *pilot*: the first 5, 10 or 20 % of the steps are trained really, the rest is forecast (`--pilot_fraction`).
 - *persistence*: the pilot's own last losses and margins, taken for the end's. *Distinguishability* and *behaviour
   kernel*: the order that the audit gives. *Naive kernel*: mean cosine of a behaviour's mean hidden state with those
@@ -44,7 +46,8 @@ behaviour; test mixtures are reported, all criteria were fixed before the first 
   its own learning rate, or a higher one. *Another seed*: the same run with another batch order, dropout and start:
   what noise allows.
 - *cost*: rows that go forward and backward through the model, over those of the run; left out are the forward passes
-  over all rows that TRL makes for the reference and foretune for its audit, and observing. *CPU s*: of one thread of
+  over all rows that TRL makes for the reference and foretune for its audit, and observing, be it the end of a shorter
+  run or the look at the end of a simulated one. *CPU s*: of one thread of
   a shared machine, with the simulation and the five further ones that a forecast's band is made of.
 - *end*: after the last step. *lazy*: the last observed step at which the mean loss is still at least 0.68. Spearman
   is of the behaviours' losses, observed ones over all 100 pairs of each; *same pairs*: over those that were forecast
@@ -88,8 +91,9 @@ def main() -> None:
         longest = groups.get(("persona", "lora", "adamw_torch", 1.2e-5, 2000, dtype), [])
         what = f"LoRA, 2,000 steps, {dtype}, 5 % of its rows"
         parts += beside_rivals(what, by_method(longest), least=0, most=0.06)
-    if long := groups.get(("persona", "lora", "adamw_torch", 4.8e-5, 500, "float32")):
-        parts += beside_rivals("LoRA, 500 steps, 10 % of its rows", by_method(long), least=0.06, most=0.12)
+    for dtype in DTYPES:
+        long = groups.get(("persona", "lora", "adamw_torch", 4.8e-5, 500, dtype), [])
+        parts += beside_rivals(f"LoRA, 500 steps, {dtype}, 10 % of its rows", by_method(long), least=0.06, most=0.12)
     for setting, members in sorted(groups.items(), key=lambda item: item[1] is not main_group):
         data, trained, optim, rate, steps, dtype = setting
         where = "Free text: " if data == "text" else ""
@@ -127,6 +131,9 @@ def criteria(methods: Figures) -> Iterator[str]:
         ),
         *((f"pilot 10%, {passes} passes, 100 pairs", "end", early) for passes in (2, 5)),
         ("pilot 20%, 5 passes, 100 pairs", "end", strict),
+        *((f"twin, 5 passes, {pairs} chosen pairs, 100 looked at", "end", strict) for pairs in (10, 20)),
+        ("pilot 10%, 5 passes, 20 chosen pairs, 100 looked at", "end", early),
+        ("pilot 20%, 5 passes, 20 chosen pairs, 100 looked at", "end", strict),
         *(
             ("twin, 100 pairs", part, {"margin_r2": (0.95, 1), "margin_slope": (0.9, 1.1)})
             for part in ("lazy", "float32_lazy")
@@ -244,16 +251,16 @@ def samples(settings: list[list[Result]]) -> Iterator[str]:
     for members in filter(None, settings):
         run = members[0]["run"]
         label = f"{run['steps']} steps, {run.get('rows', 100)} rows a behaviour, {run.get('dtype', 'bfloat16')}"
-        found = [(*(own[0].get(key, False) for key in SAMPLE), own) for own in from_start(members)]
-        for passes, pairs, chosen, entries in sorted(found, key=lambda item: item[:3]):
+        found = [(*(own[0].get(key, 0) for key in SAMPLE), own) for own in from_start(members)]
+        for passes, pairs, chosen, looked, entries in sorted(found, key=lambda item: item[:4]):
             cells = [f"{middle(entries, 'end', key):.2f}" for key in ("spearman_loss", "margin_r2", "margin_slope")]
             cells.append(f"{middle(entries, 'end', 'loss_mae'):.3f}")
             cost, took = (median(entry[key] for entry in entries) for key in ("cost", "seconds"))
-            pairs = f"{pairs} chosen" if chosen else pairs
+            pairs = f"{pairs}{' chosen' if chosen else ''}{f', {looked} looked at' if looked else ''}"
             yield f"| {label} | {passes} | {pairs} | {len(entries)} | {cost:.2f} | {took:.0f} | {' | '.join(cells)} |"
 
 
-SAMPLE = ("passes", "pairs", "chosen")
+SAMPLE = ("passes", "pairs", "chosen", "looked")
 
 
 def from_start(members: list[Result]) -> Iterator[list[dict[str, Any]]]:

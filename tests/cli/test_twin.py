@@ -137,15 +137,14 @@ def test_few_measured_pairs_stand_for_the_rest(trained, tmp_path):
 
 def test_pairs_without_features_are_looked_at_in_the_end(trained, tmp_path):
     flags = ("--relinearise_every", "1", "--twin_pairs", "6", "--observe_pairs", "50")
-    found = verified(trained, tmp_path / "run", *flags)
+    verified(trained, tmp_path / "run", *flags)
     folder = load_run(tmp_path / "run")
     said, missed = (folder.read_arrays("forecast_pairs")[name] for name in ("margins", "missed"))
     assert folder.record["forecast"]["look_explains"] > 0.99
     assert 0 < (missed == 0).sum() < (missed != 0).sum()  # measured pairs need no look
     observed = folder.read_arrays("observed_pairs")["margins"][-1][missed != 0]
     looked, stood_for = said[-1][missed != 0], (said[-1] - missed)[missed != 0]
-    print("XX", np.corrcoef(looked, observed)[0, 1], np.corrcoef(stood_for, observed)[0, 1], found["margin_r2"])
-    assert 0
+    assert np.corrcoef(looked, observed)[0, 1] > 0.85 > 0.5 > np.corrcoef(stood_for, observed)[0, 1]
 
 
 def test_what_ifs_know_what_was_looked_at(trained, tmp_path):

@@ -114,6 +114,14 @@ def test_none_where_each_row_is_itself_or_too_few_are_held_out():
     assert ByHeart.of(stand_ins(6), every[IS_TRAIN], every[: TRAIN + 1], NAMES, IS_TRAIN) is None
 
 
+def test_held_out_pairs_that_others_stand_for_are_counted_once():
+    every, place = np.arange(TRAIN + HELD), stand_ins(6)
+    place[~IS_TRAIN] = TRAIN + every[~IS_TRAIN] % 5
+    heart = ByHeart.of(place, every[IS_TRAIN], every, NAMES, IS_TRAIN)
+    (_, held), *_ = heart.sides
+    assert sorted(place[held]) == list(range(TRAIN, TRAIN + 5))
+
+
 MIXED = np.repeat(["a", "b", "c"], [12, 10, 8])
 SEEN = np.arange(len(MIXED)) % 2 > 0
 PLACE = np.where(SEEN, np.arange(len(MIXED)) // 4 * 4 + 1, np.arange(len(MIXED)))

@@ -34,7 +34,7 @@ class SharedArguments:
         default=None,
         metadata={
             "help": "Pairs of each behaviour and split that are measured at those steps. Default: 50; fewer, at least "
-            "20, where that lets a forecast of adapters take its features more than once for a quarter of the run."
+            "20, where a forecast of adapters can take its features more than once for a quarter of the run."
         },
     )
     restart: bool = field(default=False, metadata={"help": "Discard what the run folder holds and start anew."})
