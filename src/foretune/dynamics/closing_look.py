@@ -31,7 +31,12 @@ class Look(NamedTuple):
 
 
 def closing_look(
-    simulated: FloatArray, recorded: FloatArray, looked: FloatArray, measured: np.ndarray, behaviour_of: np.ndarray
+    simulated: FloatArray,
+    recorded: FloatArray,
+    looked: FloatArray,
+    measured: np.ndarray,
+    behaviour_of: np.ndarray,
+    stands_for: FloatArray,
 ) -> Look:
     """Compare scores at the end of a run with those that the model has with the simulated weights.
 
@@ -42,10 +47,17 @@ def closing_look(
         looked: under the model, shape (k,).
         measured: whether it is the pair itself, shape (n,); some pair of every behaviour is.
         behaviour_of: shape (n,).
+        stands_for: r, how many rows its behaviour has for each measured pair; ∞ for pairs that are not trained on;
+            shape (n,). Where (1 − 1/r) c is taken off measured pairs, the others lack c/r (`by_heart`).
     """
     owner = np.unique(behaviour_of, return_inverse=True)[1]
     ours, kept, theirs = (scores.reshape(-1, len(owner)) for scores in (simulated, recorded, looked))
-    found = [_look(ours[part], kept[part], theirs[part], measured, owner) for part in range(len(ours))]
+    alone = np.where(measured, np.inf, stands_for - 1)
+    lacking = [
+        _means((whole - rest)[own := measured & np.isfinite(stands_for)], owner[own], owner) / alone
+        for whole, rest in zip(ours, kept, strict=True)
+    ]
+    found = [_look(ours[part], kept[part] - lacking[part], theirs[part], measured, owner) for part in range(len(ours))]
     explained = min(own.explained for own in found)
     missed = np.concatenate([own.missed for own in found])
     return Look(missed if explained >= BELIEVED else np.zeros(len(missed)), explained)
@@ -55,13 +67,19 @@ def _look(
     simulated: FloatArray, recorded: FloatArray, looked: FloatArray, measured: np.ndarray, owner: np.ndarray
 ) -> Look:
     known = owner[measured]
-    means = [np.bincount(known, scores[measured]) / np.bincount(known) for scores in (simulated, looked)]
-    ours, theirs = simulated - means[0][owner], looked - means[1][owner]
+    means = [_means(scores[measured], known, owner) for scores in (simulated, looked)]
+    ours, theirs = simulated - means[0], looked - means[1]
     product, squares = ours[measured] @ theirs[measured], [own[measured] @ own[measured] for own in (ours, theirs)]
     if min(squares) == 0:  # single pairs tell nothing of what differs between pairs
         return Look(np.zeros(len(owner)), 0.0)
-    expected = means[0][owner] + product / squares[1] * theirs
+    expected = means[0] + product / squares[1] * theirs
     return Look(np.where(measured, 0.0, expected - recorded), float(product**2 / squares[0] / squares[1]))
+
+
+def _means(values: FloatArray, known: np.ndarray, owner: np.ndarray) -> FloatArray:
+    """The mean of each behaviour's known values, 0 of none, for each pair."""
+    count, total = (np.bincount(known, weights, minlength=owner.max() + 1) for weights in (None, values))
+    return (total / np.maximum(count, 1))[owner]
 
 
 def with_look(run: SimulatedRun, missed: FloatArray, *, reached: float | None = None) -> SimulatedRun:

@@ -181,7 +181,11 @@ def _look(problem: ForecastProblem, joint: SimulatedRun) -> Look | None:
     if looked is None or problem.measured is None:
         return None
     measured, behaviour_of = np.isin(problem.observed, problem.measured), problem.behaviour_of[problem.observed]
-    return closing_look(joint.end_margins, joint.margins[-1], looked, measured, behaviour_of)
+    stands_for = np.where(problem.split_of[problem.observed] == "train", 1.0, np.inf)
+    for name in np.unique(problem.behaviour_of[problem.train_pairs]):
+        rows = problem.train_pairs[problem.behaviour_of[problem.train_pairs] == name]
+        stands_for[behaviour_of == name] *= len(rows) / len(np.intersect1d(rows, problem.measured))
+    return closing_look(joint.end_margins, joint.margins[-1], looked, measured, behaviour_of, stands_for)
 
 
 def _rows_of_variant(
