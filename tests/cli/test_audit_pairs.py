@@ -145,12 +145,12 @@ def test_the_output_layer_needs_every_row(tiny_folder, persona_file, tmp_path, c
     ("changes", "pairs"),
     [
         ({"num_train_epochs": 1}, (50, 50)),  # too short for passes on the way
-        ({"num_train_epochs": 4}, (20, 20)),  # two passes over 4 × 20 pairs: a quarter of 4 × 160 rows
-        ({"num_train_epochs": 20}, (40, 40)),  # five passes over 4 × 40 pairs: a quarter of 20 × 160 rows
-        ({"num_train_epochs": 60}, (50, 50)),
-        ({"max_steps": 400}, (40, 40)),
+        ({"num_train_epochs": 4}, (20, 10)),  # four passes over 4 × 10 pairs: a quarter of 4 × 160 rows
+        ({"num_train_epochs": 20}, (40, 20)),
+        ({"num_train_epochs": 60}, (50, 20)),
+        ({"max_steps": 400}, (40, 20)),
         ({"num_train_epochs": 4, "use_peft": False}, (50, 50)),  # of a sample of all weights: one pass
-        ({"num_train_epochs": 20, "observe_pairs": 3}, (3, 40)),
+        ({"num_train_epochs": 20, "observe_pairs": 3}, (3, 20)),
         ({"twin_pairs": 60, "num_train_epochs": 4}, (20, 60)),
         ({"trainable": "unembedding", "use_peft": False}, (50, 50)),
     ],
