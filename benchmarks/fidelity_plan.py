@@ -155,7 +155,19 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
     yield HALF_LONG, [*at_cost(HALF_LONG, 0.1), ALL[0], FEW[2]]
     yield HALF_LONGER, at_cost(HALF_LONGER, 0.05)
     yield Run("test-0", 2), [*FEW[:1], PASSES[0], *SHORTER, *PILOTS]
-    yield TEXT, [Forecast(5, pairs=20, held=20, looked=ROWS), FEW[0], FEW[2], FEW[1], ALL[0], PASSES[0], SHORTER[1], SHORTER[3]]
+    yield (
+        TEXT,
+        [
+            Forecast(5, pairs=20, held=20, looked=ROWS),
+            FEW[0],
+            FEW[2],
+            FEW[1],
+            ALL[0],
+            PASSES[0],
+            SHORTER[1],
+            SHORTER[3],
+        ],
+    )
     held = [
         Forecast(held=30),
         Forecast(5, pairs=20, held=20),

@@ -99,11 +99,15 @@ def on(machine: dict[str, Any]) -> str:
 
 
 def features() -> Iterator[str]:
-    """The feature pass."""
-    found = read("features")
-    if found is None:
-        return
-    yield FEATURES
+    """The feature pass, machine by machine."""
+    for path in sorted(RESULTS.glob("features*.json")):
+        yield FEATURES if path.stem == "features" else "\n".join(FEATURES.splitlines()[-2:])
+        yield from feature_rows(read(path.stem) or {})
+        yield ""
+
+
+def feature_rows(found: dict[str, Any]) -> Iterator[str]:
+    """Of one file."""
     for name, study in found["studies"].items():
         criteria = {"loop": 5.0, "padded": 5.0} if name.startswith("persona") else {"loop": None, "padded": 2.0}
         cells = [ratio(study["times_faster"][rival], criteria[rival]) for rival in ("loop", "padded")]
@@ -117,8 +121,8 @@ def features() -> Iterator[str]:
     where = {name: on(study.get("machine", found["machine"])) for name, study in found["studies"].items()}
     for machine in dict.fromkeys(where.values()):
         names = "; ".join(name for name in where if where[name] == machine)
-        yield f"\n{f'{names}: ' if len({*where.values()}) > 1 else ''}{machine}"
-    yield ""
+        text = f"{f'{names}: ' if len({*where.values()}) > 1 else ''}{machine} {found.get('note', '')}"
+        yield f"\n{text.strip()}"
 
 
 def training() -> Iterator[str]:
