@@ -68,8 +68,8 @@ def test_chosen_scores_are_believed_with_the_margins_or_not_at_all():
 def test_what_was_missed_grows_with_the_margins():
     run = SimulatedRun([0, 5, 10], np.array([[0.0, 0.0], [1.0, 1.0], [4.0, 4.0]]), [], 10)
     missed = np.array([0.0, 2.0])
-    np.testing.assert_allclose(with_look(run, missed).margins, [[0, 0], [1, 1.5], [4, 6]])
-    np.testing.assert_allclose(with_look(run, missed, reached=8.0).margins, [[0, 0], [1, 1.25], [4, 5]])
-    np.testing.assert_allclose(with_look(run, missed, reached=2.0).margins, [[0, 0], [1, 2], [4, 6]])
+    for change, expected in ((4.0, [[0, 0], [1, 1.5], [4, 6]]), (8.0, [[0, 0], [1, 1.25], [4, 5]])):
+        np.testing.assert_allclose(with_look(run, missed, np.full(2, change)).margins, expected)
+    np.testing.assert_allclose(with_look(run, missed, np.full(2, -2.0)).margins, [[0, 0], [1, 2], [4, 6]])
     still = SimulatedRun([0, 5], np.zeros((2, 2)), [], 5)
-    np.testing.assert_array_equal(with_look(still, missed).margins, np.zeros((2, 2)))
+    np.testing.assert_array_equal(with_look(still, missed, np.zeros(2)).margins, np.zeros((2, 2)))

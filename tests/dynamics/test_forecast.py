@@ -87,6 +87,23 @@ def test_the_three_methods_agree_for_small_full_batch_steps_of_sgd(tmp_path):
     assert {row["behaviour"] for row in found.rows if row["trained_on"] == "alone"} == {"strong", "weak"}
 
 
+def test_what_a_look_finds_is_part_of_the_mixture_and_of_a_behaviour_alone(tmp_path):
+    problem = make_problem(tmp_path)._replace(behaviour_of=np.full(PAIRS, "strong"), features=None)
+    without = forecast_run(problem).margins
+    others = np.arange(PAIRS) % 3 > 0
+
+    def look(parameters):
+        return problem.margins.margins(parameters, torch.arange(PAIRS)).double().numpy() + others
+
+    found = forecast_run(problem._replace(measured=np.flatnonzero(~others), look=look))
+    assert found.look.explained == pytest.approx(1)
+    np.testing.assert_allclose(found.margins[-1], without[-1] + others, atol=1e-6)
+    np.testing.assert_array_equal(found.margins[0], without[0])
+    for column in ("loss", "margin"):
+        both = [curve(found, "simulated_run", "strong", trained_on=on, column=column) for on in ("mixture", "alone")]
+        np.testing.assert_allclose(*both, atol=1e-6)
+
+
 def test_single_behaviours_are_left_out_where_they_are_not_wanted(tmp_path):
     found = forecast_run(make_problem(tmp_path, alone=False))
     assert {row["trained_on"] for row in found.rows} == {"mixture"}

@@ -1,8 +1,10 @@
-"""Copies of training arguments, with which a run is simulated."""
+"""Arguments of a run that is simulated: what is changed in them, and what is refused."""
 
 import copy
 
 from transformers import TrainingArguments
+
+from foretune.errors import UserError
 
 
 def in_order(arguments: TrainingArguments) -> TrainingArguments:
@@ -39,3 +41,25 @@ def quiet_copy(arguments: TrainingArguments, scratch: str) -> TrainingArguments:
     for name, value in changes.items():
         setattr(quiet, name, value)
     return quiet
+
+
+# Optimisers that move a coordinate by its own gradient alone and keep its state by itself, not rounded in blocks.
+COORDINATEWISE = {
+    *("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adamw_anyprecision"),
+    *("paged_adamw_32bit", "ademamix", "paged_ademamix_32bit", "lion_32bit", "paged_lion_32bit"),
+    *("rmsprop", "rmsprop_bnb", "rmsprop_bnb_32bit", "sgd", "adagrad"),
+}
+
+
+def check_coordinatewise(arguments: TrainingArguments) -> None:
+    """Refuse an optimiser that a sample of the coordinates cannot simulate.
+
+    Raises:
+        UserError: it scales or mixes coordinates together.
+    """
+    name = str(getattr(arguments.optim, "value", arguments.optim))
+    if name not in COORDINATEWISE:
+        raise UserError(
+            f"optim {name} does not treat each coordinate by itself, and this forecast knows a sample of them: use "
+            "--twin weight_space, which knows them all, or --optim adamw_torch."
+        )

@@ -82,15 +82,15 @@ def _means(values: FloatArray, known: np.ndarray, owner: np.ndarray) -> FloatArr
     return (total / np.maximum(count, 1))[owner]
 
 
-def with_look(run: SimulatedRun, missed: FloatArray, *, reached: float | None = None) -> SimulatedRun:
-    """The run with what it `missed` at its end added to its margins, on the way in proportion to how far they had come.
+def with_look(run: SimulatedRun, missed: FloatArray, change: FloatArray) -> SimulatedRun:
+    """A run with what was missed at the end of the one that was looked at, in proportion to how far margins have come.
 
     Args:
-        run: as simulated.
+        run: the same or a similar one, as simulated.
         missed: shape (n,).
-        reached: root mean square change of the margins over the run that was looked at; None: it is this run.
+        change: of the margins, from the first to the last step of the run that was looked at, as simulated, shape (n,).
     """
     come = np.sqrt(np.mean((run.margins - run.margins[0]) ** 2, axis=1))
-    reached = come[-1] if reached is None else reached
+    reached = np.sqrt(np.mean(change**2))
     share = np.minimum(come / reached, 1.0) if reached else np.zeros(len(come))
     return run._replace(margins=run.margins + share[:, None] * missed)

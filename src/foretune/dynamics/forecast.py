@@ -143,9 +143,9 @@ def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = 
     """
     progress("the joint run")
     joint = _joint(problem, problem.margins, problem.renewal, problem.arguments)
-    look = _look(problem, joint)
+    look, change = _look(problem, joint), joint.margins[-1] - joint.margins[0]
     if look is not None:
-        joint = with_look(joint, look.missed)
+        joint = with_look(joint, look.missed, change)
     if problem.past is not None:
         joint = joint.after(problem.past)
     rows = _rows(problem, "simulated_run", "mixture", joint.steps, joint.margins)
@@ -154,7 +154,8 @@ def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = 
     order = learning_order(rows, split="train")
     rows += _flows(problem, "mixture", problem.train_pairs, joint)
     if problem.margins_alone is not None:
-        rows += _each_alone(problem, problem.margins_alone, joint, progress)
+        seen = None if look is None else (look.missed, change)
+        rows += _each_alone(problem, problem.margins_alone, joint, seen, progress)
     sides = _sides(problem, joint.margins)
     return Forecast(rows, joint.steps, *sides, order, joint.num_steps, joint.learning_rates, look)
 
@@ -213,7 +214,11 @@ def _add_bands(rows: list[dict[str, Any]], variants: Sequence[list[dict[str, Any
 
 
 def _each_alone(
-    problem: ForecastProblem, margins: MarginModel, joint: SimulatedRun, progress: Callable[[str], None]
+    problem: ForecastProblem,
+    margins: MarginModel,
+    joint: SimulatedRun,
+    seen: tuple[FloatArray, FloatArray] | None,
+    progress: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Curves of every behaviour trained alone; several processes divide the behaviours."""
     behaviours = np.unique(problem.behaviour_of[problem.train_pairs])
@@ -222,15 +227,21 @@ def _each_alone(
         found = []
         for number in processes.mine(range(len(behaviours))):
             progress(f"{behaviours[number]} alone")
-            found.append((number, _alone(problem, margins, behaviours[number], joint)))
+            found.append((number, _alone(problem, margins, behaviours[number], joint, seen)))
         return found
 
     numbered = [part for parts in processes.together(share) for part in parts]
     return [row for _, rows in sorted(numbered, key=lambda part: part[0]) for row in rows]
 
 
-def _alone(problem: ForecastProblem, margins: MarginModel, behaviour: str, joint: SimulatedRun) -> list[dict[str, Any]]:
-    """Curves of one behaviour trained alone, for as many steps as the joint run has."""
+def _alone(
+    problem: ForecastProblem,
+    margins: MarginModel,
+    behaviour: str,
+    joint: SimulatedRun,
+    seen: tuple[FloatArray, FloatArray] | None,
+) -> list[dict[str, Any]]:
+    """Curves of one behaviour trained alone, for as many steps as the joint run has, with what was missed there."""
     own = problem.train_pairs[problem.behaviour_of[problem.train_pairs] == behaviour]
     weights = problem.weights[own]
     if weights.sum() == 0:
@@ -252,6 +263,9 @@ def _alone(problem: ForecastProblem, margins: MarginModel, behaviour: str, joint
             observations=problem.observations,
             by_heart=problem.by_heart(own),
         )
+    if seen is not None:
+        mine = np.isin(problem.followed(problem.observed), problem.followed(members))
+        run = with_look(run, *(part[mine] for part in seen))
     rows = _rows(problem, "simulated_run", "alone", run.steps, run.margins, members)
     return rows + _flows(problem, "alone", own, joint, members)
 

@@ -17,36 +17,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from foretune.dynamics.arguments import in_order, quiet_copy
+from foretune.dynamics.arguments import check_coordinatewise, in_order, quiet_copy
 from foretune.dynamics.by_heart import TIMES, ByHeart
 from foretune.dynamics.curves import observation_steps
-from foretune.errors import UserError
 from foretune.features.coordinates import Coordinates
 from foretune.objectives import LossOfPairs, RankingLoss, SidedLoss, Unpaired, unpaired_order
 
 PAIRS_AT_ONCE = 16
-
-
-# Optimisers that move a coordinate by its own gradient alone and keep its state by itself, not rounded in blocks.
-COORDINATEWISE = {
-    *("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adamw_anyprecision"),
-    *("paged_adamw_32bit", "ademamix", "paged_ademamix_32bit", "lion_32bit", "paged_lion_32bit"),
-    *("rmsprop", "rmsprop_bnb", "rmsprop_bnb_32bit", "sgd", "adagrad"),
-}
-
-
-def check_coordinatewise(arguments: TrainingArguments) -> None:
-    """Refuse an optimiser that a sample of the coordinates cannot simulate.
-
-    Raises:
-        UserError: it scales or mixes coordinates together.
-    """
-    name = str(getattr(arguments.optim, "value", arguments.optim))
-    if name not in COORDINATEWISE:
-        raise UserError(
-            f"optim {name} does not treat each coordinate by itself, and this forecast knows a sample of them: use "
-            "--twin weight_space, which knows them all, or --optim adamw_torch."
-        )
 
 
 class MarginModel(Protocol):
@@ -179,7 +156,9 @@ def simulate_run(
             if callback is not recorder and type(callback).__name__ in {"PrinterCallback", "ProgressCallback"}:
                 trainer.remove_callback(callback)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    return recorder.run(trainer.state.max_steps)
+    end = {name: value.detach() for name, value in model.by_name.items()}
+    margins, rates = np.stack(recorder.margins), recorder.learning_rates
+    return SimulatedRun(recorder.steps, margins, rates, trainer.state.max_steps, end, recorder.end_margins)
 
 
 class _Parameters(torch.nn.Module):
@@ -341,6 +320,7 @@ class _Recorder(TrainerCallback):
         self.shift_at: set[int] = set()
         self.steps: list[int] = []
         self.margins: list[NDArray[np.float64]] = []
+        self.end_margins = np.empty(0)
         self.learning_rates: list[float] = []
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -367,11 +347,6 @@ class _Recorder(TrainerCallback):
         self.steps.append(step)
         self.end_margins = margins.numpy()
         self.margins.append((margins if shift is None else margins - shift[self.observed]).numpy())
-
-    def run(self, num_steps: int) -> SimulatedRun:
-        """What was recorded."""
-        end = {name: value.detach() for name, value in self.model.by_name.items()}
-        return SimulatedRun(self.steps, np.stack(self.margins), self.learning_rates, num_steps, end, self.end_margins)
 
     def without(self, margins: Tensor, pairs: Tensor) -> Tensor:
         """Margins of some pairs as the loss should see them."""

@@ -10,7 +10,7 @@ from transformers import Trainer
 
 from foretune import processes
 from foretune.dynamics.anchors import write_tangent, write_weight_space, write_whole_weights
-from foretune.dynamics.simulated_run import check_coordinatewise
+from foretune.dynamics.arguments import check_coordinatewise
 from foretune.errors import UserError
 from foretune.features.coordinates import Coordinates, sample_coordinates
 from foretune.features.pair_gradients import measure_gradients, read_gradients, trainable_names
