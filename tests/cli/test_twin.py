@@ -147,6 +147,18 @@ def test_pairs_without_features_are_looked_at_in_the_end(trained, tmp_path):
     assert np.corrcoef(looked, observed)[0, 1] > 0.85 > 0.5 > np.corrcoef(stood_for, observed)[0, 1]
 
 
+def test_after_a_pilot_curves_begin_where_it_was_observed(tiny_folder, persona_file, tmp_path):
+    out = tmp_path / "run"
+    flags = ("--pilot_fraction", "0.5", "--relinearise_every", "2", "--twin_pairs", "6", "--observe_pairs", "50")
+    assert run("forecast", *command(tiny_folder, persona_file, out, *flags)) == 0
+    folder = load_run(out)
+    said, pilot = folder.read_arrays("forecast_pairs"), folder.read_arrays("pilot/observed")
+    begun = said["steps"].tolist().index(6)
+    np.testing.assert_allclose(said["margins"][begun], pilot["margins"][-1], atol=1e-4)
+    answer = foretune.what_if(out, observations=5)
+    np.testing.assert_allclose(answer.margins, said["margins"], atol=1e-5)
+
+
 def test_what_ifs_know_what_was_looked_at(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     flags = ("--relinearise_every", "3", "--twin_pairs", "6", "--observe_pairs", "50")

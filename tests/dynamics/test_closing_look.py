@@ -71,5 +71,7 @@ def test_what_was_missed_grows_with_the_margins():
     for change, expected in ((4.0, [[0, 0], [1, 1.5], [4, 6]]), (8.0, [[0, 0], [1, 1.25], [4, 5]])):
         np.testing.assert_allclose(with_look(run, missed, np.full(2, change)).margins, expected)
     np.testing.assert_allclose(with_look(run, missed, np.full(2, -2.0)).margins, [[0, 0], [1, 2], [4, 6]])
+    begun = with_look(run, missed, np.full(2, 4.0), np.array([0.0, -1.0])).margins
+    np.testing.assert_allclose(begun, [[0, -1], [1, 0.75], [4, 6]])
     still = SimulatedRun([0, 5], np.zeros((2, 2)), [], 5)
     np.testing.assert_array_equal(with_look(still, missed, np.zeros(2)).margins, np.zeros((2, 2)))

@@ -82,15 +82,18 @@ def _means(values: FloatArray, known: np.ndarray, owner: np.ndarray) -> FloatArr
     return (total / np.maximum(count, 1))[owner]
 
 
-def with_look(run: SimulatedRun, missed: FloatArray, change: FloatArray) -> SimulatedRun:
+def with_look(
+    run: SimulatedRun, missed: FloatArray, change: FloatArray, begun: FloatArray | float = 0.0
+) -> SimulatedRun:
     """A run with what was missed at the end of the one that was looked at, in proportion to how far margins have come.
 
     Args:
         run: the same or a similar one, as simulated.
         missed: shape (n,).
         change: of the margins, from the first to the last step of the run that was looked at, as simulated, shape (n,).
+        begun: what is missed at the first recorded step, after a pilot that was observed, shape (n,).
     """
     come = np.sqrt(np.mean((run.margins - run.margins[0]) ** 2, axis=1))
     reached = np.sqrt(np.mean(change**2))
     share = np.minimum(come / reached, 1.0) if reached else np.zeros(len(come))
-    return run._replace(margins=run.margins + share[:, None] * missed)
+    return run._replace(margins=run.margins + share[:, None] * missed + (1 - share)[:, None] * begun)

@@ -145,7 +145,7 @@ def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = 
     joint = _joint(problem, problem.margins, problem.renewal, problem.arguments)
     look, change = _look(problem, joint), joint.margins[-1] - joint.margins[0]
     if look is not None:
-        joint = with_look(joint, look.missed, change)
+        joint = with_look(joint, look.missed, change, _begun(problem.past, joint))
     if problem.past is not None:
         joint = joint.after(problem.past)
     rows = _rows(problem, "simulated_run", "mixture", joint.steps, joint.margins)
@@ -175,6 +175,13 @@ def _joint(problem: ForecastProblem, margins: MarginModel, renewal: Renewal | No
             renewal=renewal,
             by_heart=problem.by_heart(problem.train_pairs),
         )
+
+
+def _begun(past: SimulatedRun | None, joint: SimulatedRun) -> FloatArray | float:
+    """What margins lack where the simulation begins, as far as the pilot was observed there."""
+    if past is None or past.steps[-1] != joint.steps[0]:
+        return 0.0
+    return past.margins[-1] - joint.margins[0]
 
 
 def _look(problem: ForecastProblem, joint: SimulatedRun) -> Look | None:

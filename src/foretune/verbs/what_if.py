@@ -106,7 +106,7 @@ class StoredTwin:
         if self._missed is None:
             return changed
         begun, end = self.base.margins[self.base.steps.index(self.anchors.first)], self.base.margins[-1] - self._missed
-        return with_look(changed, self._missed, end - begun)
+        return with_look(changed, self._missed, end - changed.margins[0], begun - changed.margins[0])
 
     def by_heart(self, place: np.ndarray, rows: np.ndarray) -> ByHeart | None:
         """What a run on these rows would learn by heart."""
