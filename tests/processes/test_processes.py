@@ -88,6 +88,21 @@ def test_same_numbers_as_one_process(count, trainable, finished):
         np.testing.assert_allclose(value, weights[1][name], atol=1e-6, err_msg=name)
 
 
+def test_several_processes_divide_the_look_at_the_end(tiny_folder, weighted_file, tmp_path):
+    flags = ("--use_peft", "True", "--lora_target_modules", "q_proj", "v_proj", "--lora_dropout", "0", "--lora_r", "4")
+    flags += ("--relinearise_every", "2", "--twin_pairs", "3", "--observe_pairs", "20", "--band_runs", "0")
+    flags += ("--optim", "sgd", "--learning_rate", "0.02")  # Adam makes steps of rounding where gradients begin at 0
+    found = []
+    for count in (1, 2):
+        out = tmp_path / str(count)
+        ended = launch(count, "forecast", *command(count, tiny_folder, weighted_file, out, *flags))
+        assert ended.returncode == 0, ended.stderr
+        found.append(RunFolder(out).read_arrays("forecast_pairs"))
+    for name in ("margins", "missed"):
+        np.testing.assert_allclose(found[0][name], found[1][name], atol=1e-5 * np.abs(found[0]["margins"]).max())
+    assert (found[0]["missed"] != 0).any()
+
+
 @pytest.mark.parametrize(("count", "trainable"), RUNS)
 def test_same_metrics_as_one_process(count, trainable, finished):
     one = finished(1, trainable.replace("sharded", "full"))
