@@ -77,7 +77,7 @@ def test_same_numbers_as_one_process(count, trainable, finished):
         for column in left.column_names:
             values = [table[column].to_pylist() for table in (left, right)]
             if str(left.schema.field(column).type) == "double":
-                # the end of a band is the forecast and 2.34 standard deviations of five runs, each with its own rounding
+                # the end of a band is the forecast and 2.34 standard deviations of five runs that round
                 each = 1e-5 if column.endswith(("_low", "_high")) else 1e-6
                 atol = each * (scale if name == "observed" and column not in ("loss", "reward_accuracy") else 1)
                 np.testing.assert_allclose(*np.array(values, float), atol=atol, rtol=each, err_msg=f"{name}.{column}")
