@@ -170,6 +170,31 @@ def test_how_many_pairs_are_measured_where_nothing_is_said(changes, pairs, tiny_
     assert Counter(prepared.split_of[prepared.observed]) == {"train": 2 * pairs[0], "test": 2 * min(pairs[0], 20)}
 
 
+@pytest.mark.parametrize(
+    ("changes", "several"),
+    [
+        ({}, True),
+        ({"relinearise_every": 0}, False),
+        ({"twin_pairs": 80}, False),  # 0.25 · 15 · 160 rows are no two passes over 4 · 80 pairs
+        ({"twin_pairs": 80, "relinearise_tolerance": 0.2}, True),
+        ({"pilot_fraction": 0.9}, False),
+        ({"use_peft": False}, False),
+    ],
+)
+def test_observed_pairs_are_left_out_where_the_end_will_be_looked_at(changes, several, tiny_folder, tmp_path):
+    options = {
+        "model_name_or_path": str(tiny_folder),
+        "dataset_name": "bundled:statements",
+        "behaviours": ["desires-wealth", "prefers-planning"],
+        "output_dir": str(tmp_path / "run"),
+        "use_peft": True,
+        "dtype": "float32",
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 15,
+    }
+    assert prepare(job_from(**options | changes)).several_passes is several
+
+
 @pytest.mark.parametrize("name", ["observe_pairs", "twin_pairs", "audit_pairs"])
 def test_no_pairs_are_no_number_of_pairs(name, tmp_path):
     with pytest.raises(UserError, match=f"{name} is 0: it must be at least 1."):

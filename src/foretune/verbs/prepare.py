@@ -12,7 +12,7 @@ from foretune import processes
 from foretune.data import PreferenceData
 from foretune.data.formats import UNPAIRED
 from foretune.data.tables import columns_of, opened_anew
-from foretune.dynamics.relinearise import MOST_PAIRS, NumPairs, affordable_pairs
+from foretune.dynamics.relinearise import MOST_PAIRS, NumPairs, affordable_interval, affordable_pairs
 from foretune.errors import UserError
 from foretune.memory import give_back
 from foretune.models.encoding import Lost, encode
@@ -79,10 +79,11 @@ class Prepared(NamedTuple):
     def settled(self) -> "Prepared":
         """The same with what the arguments leave open: how many pairs are measured, and which ones the audit reads."""
         ours, few = self.job.ours, self._affordable_pairs()
+        measured = ours.twin_pairs or few.measured
         settled = self._replace(
             observe_pairs=ours.observe_pairs or few.observed,
-            twin_pairs=ours.twin_pairs or few.measured,
-            several_passes=few.measured < MOST_PAIRS or bool(ours.relinearise_every or ours.relinearise_tolerance),
+            twin_pairs=measured,
+            several_passes=self._affords_passes(measured),
         )
         if ours.audit_pairs is None:
             return settled
@@ -95,8 +96,21 @@ class Prepared(NamedTuple):
         if self.job.twin != "weight_space" or self.job.ours.relinearise_every == 0:
             return NumPairs(MOST_PAIRS, MOST_PAIRS)
         num_rows = self.job.num_steps(self.num_train_units) * self.job.rows_per_step
-        num_groups = len(np.unique(2 * self.pairs.behaviour + self.pairs.is_train))
-        return affordable_pairs(num_rows, num_groups)
+        return affordable_pairs(num_rows, self._num_groups)
+
+    def _affords_passes(self, measured: int) -> bool:
+        """Whether features of so many pairs of each behaviour and split will be taken more than once."""
+        job, ours = self.job, self.job.ours
+        if ours.relinearise_every is not None or ours.relinearise_tolerance:
+            return bool(ours.relinearise_every or ours.relinearise_tolerance)
+        steps = round(job.num_steps(self.num_train_units) * (1 - ours.pilot_fraction))
+        passes = affordable_interval(steps, job.rows_per_step, measured * self._num_groups) > 0
+        return job.twin == "weight_space" and passes
+
+    @property
+    def _num_groups(self) -> int:
+        """Behaviours, those of held-out pairs apart."""
+        return len(np.unique(2 * self.pairs.behaviour + self.pairs.is_train))
 
     @property
     def behaviour_of(self) -> np.ndarray:
