@@ -141,6 +141,19 @@ def test_the_output_layer_needs_every_row(tiny_folder, persona_file, tmp_path, c
     assert not (tmp_path / "run" / "record.json").exists()
 
 
+def prepared_from(folder, tmp_path, changes):
+    options = {
+        "model_name_or_path": str(folder),
+        "dataset_name": "bundled:statements",
+        "behaviours": ["desires-wealth", "prefers-planning"],
+        "output_dir": str(tmp_path / "run"),
+        "use_peft": True,
+        "dtype": "float32",
+        "per_device_train_batch_size": 8,
+    }
+    return prepare(job_from(**options | changes))
+
+
 @pytest.mark.parametrize(
     ("changes", "pairs"),
     [
@@ -156,16 +169,7 @@ def test_the_output_layer_needs_every_row(tiny_folder, persona_file, tmp_path, c
     ],
 )
 def test_how_many_pairs_are_measured_where_nothing_is_said(changes, pairs, tiny_folder, tmp_path):
-    options = {
-        "model_name_or_path": str(tiny_folder),
-        "dataset_name": "bundled:statements",
-        "behaviours": ["desires-wealth", "prefers-planning"],
-        "output_dir": str(tmp_path / "run"),
-        "use_peft": True,
-        "dtype": "float32",
-        "per_device_train_batch_size": 8,
-    }
-    prepared = prepare(job_from(**options | changes))
+    prepared = prepared_from(tiny_folder, tmp_path, changes)
     assert (prepared.observe_pairs, prepared.twin_pairs) == pairs
     assert Counter(prepared.split_of[prepared.observed]) == {"train": 2 * pairs[0], "test": 2 * min(pairs[0], 20)}
 
@@ -182,17 +186,7 @@ def test_how_many_pairs_are_measured_where_nothing_is_said(changes, pairs, tiny_
     ],
 )
 def test_observed_pairs_are_left_out_where_the_end_will_be_looked_at(changes, several, tiny_folder, tmp_path):
-    options = {
-        "model_name_or_path": str(tiny_folder),
-        "dataset_name": "bundled:statements",
-        "behaviours": ["desires-wealth", "prefers-planning"],
-        "output_dir": str(tmp_path / "run"),
-        "use_peft": True,
-        "dtype": "float32",
-        "per_device_train_batch_size": 8,
-        "num_train_epochs": 15,
-    }
-    assert prepare(job_from(**options | changes)).several_passes is several
+    assert prepared_from(tiny_folder, tmp_path, {"num_train_epochs": 15} | changes).several_passes is several
 
 
 @pytest.mark.parametrize("name", ["observe_pairs", "twin_pairs", "audit_pairs"])

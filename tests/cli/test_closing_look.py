@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from tests.cli.test_objectives import unequal_file  # noqa: F401
-from tests.cli.test_rankings import both, command, rankings_file  # noqa: F401
+from tests.cli.test_rankings import both, command
 from tests.cli.test_sided import LORA
-from tests.cli.test_unpaired import KTO, unpaired_file  # noqa: F401
+from tests.cli.test_unpaired import KTO
 
 from foretune.records import load_run
 

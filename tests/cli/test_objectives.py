@@ -1,7 +1,5 @@
 """Every loss of a margin is forecast as it is trained; other losses are refused with the reason."""
 
-import json
-
 import numpy as np
 import pytest
 from tests.cli.test_cli import command, run
@@ -13,23 +11,6 @@ from foretune.records import load_run
 from foretune.verbs.job import job_from
 
 WORDS = ["soil", "mast", "rain on the roof", "a very long walk by the sea", "rope"]
-
-
-@pytest.fixture(scope="module")
-def unequal_file(tmp_path_factory):
-    """Pairs whose responses differ in length, two behaviours."""
-    path = tmp_path_factory.mktemp("data") / "unequal.jsonl"
-    rows = [
-        {
-            "prompt": f"What did you think of on day {number}?",
-            "chosen": f" {WORDS[number % 5]}",
-            "rejected": f" {WORDS[(number * 3 + 1) % 5]} {number}",
-            "behaviour": ["gardening", "sailing"][number % 2],
-        }
-        for number in range(24)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def verified(make, folder, data, out, *flags):

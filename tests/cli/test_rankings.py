@@ -17,13 +17,6 @@ from foretune.verbs.job import parse_job
 LOSSES = ("plackett_luce", "pairwise", "top1")
 
 
-@pytest.fixture(scope="module")
-def rankings_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "rankings.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ranking_rows(30, lambda number: 2 + number % 3)))
-    return path
-
-
 def command(folder, data, out, *more):
     return [
         *("--model_name_or_path", str(folder), "--dataset_name", str(data), "--output_dir", str(out)),

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from tests.cli.test_cli import run
-from tests.cli.test_objectives import unequal_file  # noqa: F401
 from tests.cli.test_rankings import both, command
 
 import foretune
@@ -23,7 +22,7 @@ def curves_of(folder):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_output_layer_is_forecast_exactly(tiny_folder, unequal_file, tmp_path, loss):  # noqa: F811
+def test_the_output_layer_is_forecast_exactly(tiny_folder, unequal_file, tmp_path, loss):
     more = ("--loss_type", loss, "--trainable", "unembedding", "--learning_rate", "0.003")
     arguments = command(tiny_folder, unequal_file, tmp_path, *more)
     if loss == "nca_pair":
@@ -45,7 +44,7 @@ def test_the_output_layer_is_forecast_exactly(tiny_folder, unequal_file, tmp_pat
     [("--factor_rank", "32"), ("--twin", "tangent")],
     ids=["weight space", "tangent"],
 )
-def test_other_weights_are_forecast(tiny_folder, unequal_file, tmp_path, more):  # noqa: F811
+def test_other_weights_are_forecast(tiny_folder, unequal_file, tmp_path, more):
     flags = ("--loss_type", "nca_pair", "--relinearise_every", "1", "--learning_rate", "0.0003", *LORA, *more)
     both(command(tiny_folder, unequal_file, tmp_path, *flags))
     said, seen = curves_of(tmp_path)
@@ -54,7 +53,7 @@ def test_other_weights_are_forecast(tiny_folder, unequal_file, tmp_path, more): 
         np.testing.assert_allclose(values[0], values[1], atol=0.03 * np.abs(values[1]).max())
 
 
-def test_all_weights_are_forecast_from_some_coordinates(tiny_folder, unequal_file, tmp_path):  # noqa: F811
+def test_all_weights_are_forecast_from_some_coordinates(tiny_folder, unequal_file, tmp_path):
     more = ("--trainable", "full", "--twin_coordinates", "20000", "--loss_type", "apo_zero")
     arguments = command(tiny_folder, unequal_file, tmp_path, *more)
     arguments[arguments.index("--learning_rate") + 1] = "0.0003"
@@ -65,7 +64,7 @@ def test_all_weights_are_forecast_from_some_coordinates(tiny_folder, unequal_fil
         assert np.corrcoef(values)[0, 1] > 0.95
 
 
-def test_kto_is_forecast_in_its_own_order_of_single_responses(tiny_folder, unequal_file, tmp_path):  # noqa: F811
+def test_kto_is_forecast_in_its_own_order_of_single_responses(tiny_folder, unequal_file, tmp_path):
     more = ("--method", "kto", "--trainable", "unembedding")
     arguments = command(tiny_folder, unequal_file, tmp_path, *more)
     arguments[arguments.index("--learning_rate") + 1] = "0.001"
@@ -78,7 +77,7 @@ def test_kto_is_forecast_in_its_own_order_of_single_responses(tiny_folder, unequ
     assert any("KL divergence" in note for note in notes)
 
 
-def test_a_pilot_is_gone_on_from(tiny_folder, unequal_file, tmp_path):  # noqa: F811
+def test_a_pilot_is_gone_on_from(tiny_folder, unequal_file, tmp_path):
     flags = ("--loss_type", "apo_down", "--learning_rate", "0.0003", "--pilot_fraction", "0.5", *LORA)
     both(command(tiny_folder, unequal_file, tmp_path, *flags, "--relinearise_every", "1", "--factor_rank", "32"))
     said, seen = curves_of(tmp_path)
@@ -87,7 +86,7 @@ def test_a_pilot_is_gone_on_from(tiny_folder, unequal_file, tmp_path):  # noqa: 
         assert said[key]["chosen_displacement"] == pytest.approx(row["chosen_displacement"], abs=close)
 
 
-def test_displacement_is_forecast_with_a_loss_of_the_margin(tiny_folder, unequal_file, tmp_path):  # noqa: F811
+def test_displacement_is_forecast_with_a_loss_of_the_margin(tiny_folder, unequal_file, tmp_path):
     more = ("--trainable", "unembedding", "--forecast_displacement", "True")
     arguments = command(tiny_folder, unequal_file, tmp_path / "dpo", *more)
     arguments[arguments.index("--learning_rate") + 1] = "0.003"
@@ -101,13 +100,13 @@ def test_displacement_is_forecast_with_a_loss_of_the_margin(tiny_folder, unequal
 
 
 @pytest.fixture(scope="module")
-def sided(tiny_folder, unequal_file, tmp_path_factory):  # noqa: F811
+def sided(tiny_folder, unequal_file, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "sided"
     foretune.forecast(parse_job(command(tiny_folder, unequal_file, out, "--loss_type", "bco_pair", *LORA), prog="test"))
     return out
 
 
-def test_a_what_if_of_another_sided_loss_equals_its_forecast(sided, tiny_folder, unequal_file, tmp_path):  # noqa: F811
+def test_a_what_if_of_another_sided_loss_equals_its_forecast(sided, tiny_folder, unequal_file, tmp_path):
     again = foretune.what_if(sided)
     base = load_run(sided).read_arrays("forecast_pairs")
     np.testing.assert_allclose(again.margins[-1], base["margins"][-1], atol=1e-4)
@@ -119,7 +118,7 @@ def test_a_what_if_of_another_sided_loss_equals_its_forecast(sided, tiny_folder,
     np.testing.assert_allclose(answer.margins[-1], expected["margins"][-1], atol=2e-4)
 
 
-def test_a_what_if_of_the_margin_with_stand_ins_knows_both_scores(tiny_folder, unequal_file, tmp_path):  # noqa: F811
+def test_a_what_if_of_the_margin_with_stand_ins_knows_both_scores(tiny_folder, unequal_file, tmp_path):
     few = ("--loss_type", "nca_pair", *LORA, "--twin_pairs", "6", "--observe_pairs", "4")
     foretune.forecast(parse_job(command(tiny_folder, unequal_file, tmp_path, *few), prog="test"))
     answers = [foretune.what_if(tmp_path, objective=name) for name in ("sigmoid", "hinge", "nca_pair")]
@@ -137,7 +136,7 @@ def test_flipped_labels_exchange_both_scores(sided):
     np.testing.assert_allclose(twice, flipped, atol=2e-3 * np.abs(right).max() + 1e-9)
 
 
-def test_a_forecast_of_margins_does_not_know_both_sides(tiny_folder, unequal_file, tmp_path):  # noqa: F811
+def test_a_forecast_of_margins_does_not_know_both_sides(tiny_folder, unequal_file, tmp_path):
     foretune.forecast(parse_job(command(tiny_folder, unequal_file, tmp_path, *LORA), prog="test"))
     with pytest.raises(UserError, match="followed their difference alone: make another forecast"):
         foretune.what_if(tmp_path, objective="apo_zero")

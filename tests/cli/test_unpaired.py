@@ -35,11 +35,6 @@ def written(path, rows):
     return path
 
 
-@pytest.fixture(scope="module")
-def unpaired_file(tmp_path_factory):
-    return written(tmp_path_factory.mktemp("data") / "unpaired.jsonl", rows_of())
-
-
 def test_the_output_layer_is_forecast_in_the_order_of_training(tiny_folder, unpaired_file, tmp_path):
     arguments = command(tiny_folder, unpaired_file, tmp_path, *KTO, "--trainable", "unembedding")
     arguments[arguments.index("--learning_rate") + 1] = "0.001"
