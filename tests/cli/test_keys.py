@@ -15,6 +15,7 @@ from foretune import processes
 from foretune.errors import UserError
 from foretune.models.load import load_model, weights_hash
 from foretune.records import load_run
+from foretune.training.trainer import PreferenceTrainer
 from foretune.verbs.forecast import forecast_key
 from foretune.verbs.job import job_from
 from foretune.verbs.prepare import prepare
@@ -75,6 +76,37 @@ def test_a_pilot_that_observed_other_pairs_is_not_gone_on_from(piloted, tiny_fol
     foretune.forecast(**again)
     with pytest.raises(UserError, match="other settings, observed pairs or processes"):
         foretune.forecast(**{**again, "audit_pairs": 7, "twin_pairs": 6})
+
+
+def test_a_pilot_that_was_killed_before_it_was_kept_is_not_trained_again(
+    piloted, tiny_folder, persona_file, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    shutil.copytree(piloted, out)
+    shutil.rmtree(out / "pilot")
+    monkeypatch.setattr(PreferenceTrainer, "training_step", lambda *_, **__: pytest.fail("trained again"))
+    again = settings(tiny_folder, persona_file, out, pilot_fraction=0.5, observe_pairs=6, band_runs=2)
+    found = foretune.forecast(**again)
+    for name in ("forecast_pairs", "pilot/observed"):
+        for had, has in zip(
+            load_run(piloted).read_arrays(name).values(), found.read_arrays(name).values(), strict=True
+        ):
+            np.testing.assert_array_equal(has, had)
+
+
+def test_a_shorter_pilot_than_what_is_trained_is_refused_before_it_is_trained(
+    piloted, tiny_folder, persona_file, tmp_path, monkeypatch
+):
+    shutil.copytree(piloted, tmp_path / "run")
+    monkeypatch.setattr(PreferenceTrainer, "training_step", lambda *_, **__: pytest.fail("trained again"))
+    with pytest.raises(UserError, match="up to step 3, past the pilot's end at step 2"):
+        foretune.forecast(**settings(tiny_folder, persona_file, tmp_path / "run", pilot_fraction=0.3, observe_pairs=6))
+
+
+def test_the_end_of_a_pilot_is_observed_though_the_run_would_not_be_there(tiny_folder, persona_file, tmp_path):
+    again = settings(tiny_folder, persona_file, tmp_path / "run", pilot_fraction=0.5, observe_pairs=6, observations=2)
+    assert foretune.forecast(**again).read_arrays("pilot/observed")["steps"].tolist() == [0, 3]
+    assert foretune.train(**again).read_arrays("observed_pairs")["steps"].tolist() == [0, 3, 6]
 
 
 def test_behaviours_alone_are_not_forecast_from_a_pilot(tiny_folder, persona_file, tmp_path):

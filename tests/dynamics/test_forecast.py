@@ -13,6 +13,7 @@ from foretune.dynamics.early import early_theory
 from foretune.dynamics.flow import gradient_flow
 from foretune.dynamics.forecast import ForecastProblem, flow_rows, forecast_run
 from foretune.dynamics.head_problem import head_problem
+from foretune.dynamics.simulated_run import SimulatedRun
 from foretune.models.encoding import EncodedPair
 from foretune.models.head import Head
 from foretune.objectives import DPO, DiscoPOP
@@ -102,6 +103,17 @@ def test_what_a_look_finds_is_part_of_the_mixture_and_of_a_behaviour_alone(tmp_p
     for column in ("loss", "margin"):
         both = [curve(found, "simulated_run", "strong", trained_on=on, column=column) for on in ("mixture", "alone")]
         np.testing.assert_allclose(*both, atol=1e-6)
+
+
+@pytest.mark.parametrize("looked", [None, np.zeros(PAIRS)], ids=["no look", "a look that is not believed"])
+def test_what_a_pilot_has_shown_of_pairs_that_others_stand_for_stays_with_them(looked, tmp_path):
+    problem = make_problem(tmp_path, alone=False)
+    without = forecast_run(problem).margins
+    seen, others = np.linspace(-1, 1, PAIRS), np.arange(PAIRS) % 3 > 0
+    past = SimulatedRun([0], seen[None], [], 0)
+    look = lambda parameters: looked  # noqa: E731
+    found = forecast_run(problem._replace(measured=np.flatnonzero(~others), past=past, look=look))
+    np.testing.assert_allclose(found.margins, without + np.where(others, seen, 0.0), atol=1e-12)
 
 
 def test_single_behaviours_are_left_out_where_they_are_not_wanted(tmp_path):

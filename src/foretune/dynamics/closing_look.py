@@ -22,12 +22,17 @@ class Look(NamedTuple):
     """What a look at the end of a simulated run has found.
 
     Attributes:
-        missed: what recorded margins lack: 0 for measured pairs, and for all where it is not believed; shape (k,).
+        missed: what recorded margins lack, 0 for measured pairs; shape (k,).
         explained: share of the variance of the measured pairs' margins within behaviours that it explains.
     """
 
     missed: FloatArray
     explained: float
+
+    @property
+    def believed(self) -> bool:
+        """Whether weights and features have kept together."""
+        return self.explained >= BELIEVED
 
 
 def closing_look(
@@ -58,9 +63,7 @@ def closing_look(
         for whole, rest in zip(ours, kept, strict=True)
     ]
     found = [_look(ours[part], kept[part] - lacking[part], theirs[part], measured, owner) for part in range(len(ours))]
-    explained = min(own.explained for own in found)
-    missed = np.concatenate([own.missed for own in found])
-    return Look(missed if explained >= BELIEVED else np.zeros(len(missed)), explained)
+    return Look(np.concatenate([own.missed for own in found]), min(own.explained for own in found))
 
 
 def _look(
@@ -82,16 +85,14 @@ def _means(values: FloatArray, known: np.ndarray, owner: np.ndarray) -> FloatArr
     return (total / np.maximum(count, 1))[owner]
 
 
-def with_look(
-    run: SimulatedRun, missed: FloatArray, change: FloatArray, begun: FloatArray | float = 0.0
-) -> SimulatedRun:
+def with_look(run: SimulatedRun, missed: FloatArray, change: FloatArray, begun: FloatArray | float) -> SimulatedRun:
     """A run with what was missed at the end of the one that was looked at, in proportion to how far margins have come.
 
     Args:
         run: the same or a similar one, as simulated.
         missed: shape (n,).
         change: of the margins, from the first to the last step of the run that was looked at, as simulated, shape (n,).
-        begun: what is missed at the first recorded step, after a pilot that was observed, shape (n,).
+        begun: what is missed at the first recorded step, shape (n,).
     """
     come = np.sqrt(np.mean((run.margins - run.margins[0]) ** 2, axis=1))
     reached = np.sqrt(np.mean(change**2))

@@ -121,7 +121,8 @@ class Forecast(NamedTuple):
         order: behaviours in the order in which they are learned, first to last.
         num_steps: optimiser steps of the run.
         learning_rates: at every step.
-        look: what a look at the joint run's end has found, of `followed(observed)`; None: there was none.
+        missed: what the simulation lacked at the joint run's end, and `margins` hold; of `followed(observed)`.
+        look: what a look at the joint run's end has found; None: there was none.
     """
 
     rows: list[dict[str, Any]]
@@ -131,6 +132,7 @@ class Forecast(NamedTuple):
     order: list[str]
     num_steps: int
     learning_rates: list[float]
+    missed: FloatArray
     look: Look | None
 
 
@@ -143,9 +145,11 @@ def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = 
     """
     progress("the joint run")
     joint = _joint(problem, problem.margins, problem.renewal, problem.arguments)
-    look, change = _look(problem, joint), joint.margins[-1] - joint.margins[0]
-    if look is not None:
-        joint = with_look(joint, look.missed, change, _begun(problem.past, joint))
+    look, change, missed = _look(problem, joint), joint.margins[-1] - joint.margins[0], _begun(problem, joint)
+    begun = missed
+    if look is not None and look.believed:
+        missed = look.missed
+    joint = with_look(joint, missed, change, begun)
     if problem.past is not None:
         joint = joint.after(problem.past)
     rows = _rows(problem, "simulated_run", "mixture", joint.steps, joint.margins)
@@ -154,10 +158,9 @@ def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = 
     order = learning_order(rows, split="train")
     rows += _flows(problem, "mixture", problem.train_pairs, joint)
     if problem.margins_alone is not None:
-        seen = None if look is None else (look.missed, change)
-        rows += _each_alone(problem, problem.margins_alone, joint, seen, progress)
+        rows += _each_alone(problem, problem.margins_alone, joint, (missed, change), progress)
     sides = _sides(problem, joint.margins)
-    return Forecast(rows, joint.steps, *sides, order, joint.num_steps, joint.learning_rates, look)
+    return Forecast(rows, joint.steps, *sides, order, joint.num_steps, joint.learning_rates, missed, look)
 
 
 def _joint(problem: ForecastProblem, margins: MarginModel, renewal: Renewal | None, arguments: Any) -> SimulatedRun:
@@ -177,11 +180,13 @@ def _joint(problem: ForecastProblem, margins: MarginModel, renewal: Renewal | No
         )
 
 
-def _begun(past: SimulatedRun | None, joint: SimulatedRun) -> FloatArray | float:
-    """What margins lack where the simulation begins, as far as the pilot was observed there."""
+def _begun(problem: ForecastProblem, joint: SimulatedRun) -> FloatArray:
+    """What others' margins lack where the simulation begins, as far as they were observed at the end of a pilot."""
+    past, followed = problem.past, problem.followed(problem.observed)
     if past is None or past.steps[-1] != joint.steps[0]:
-        return 0.0
-    return past.margins[-1] - joint.margins[0]
+        return np.zeros(len(followed))
+    measured = problem.followed(problem.observed if problem.measured is None else problem.measured)
+    return np.where(np.isin(followed, measured), 0.0, past.margins[-1] - joint.margins[0])
 
 
 def _look(problem: ForecastProblem, joint: SimulatedRun) -> Look | None:
@@ -224,7 +229,7 @@ def _each_alone(
     problem: ForecastProblem,
     margins: MarginModel,
     joint: SimulatedRun,
-    seen: tuple[FloatArray, FloatArray] | None,
+    seen: tuple[FloatArray, FloatArray],
     progress: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Curves of every behaviour trained alone; several processes divide the behaviours."""
@@ -246,7 +251,7 @@ def _alone(
     margins: MarginModel,
     behaviour: str,
     joint: SimulatedRun,
-    seen: tuple[FloatArray, FloatArray] | None,
+    seen: tuple[FloatArray, FloatArray],
 ) -> list[dict[str, Any]]:
     """Curves of one behaviour trained alone, for as many steps as the joint run has, with what was missed there."""
     own = problem.train_pairs[problem.behaviour_of[problem.train_pairs] == behaviour]
@@ -270,9 +275,8 @@ def _alone(
             observations=problem.observations,
             by_heart=problem.by_heart(own),
         )
-    if seen is not None:
-        mine = np.isin(problem.followed(problem.observed), problem.followed(members))
-        run = with_look(run, *(part[mine] for part in seen))
+    mine = np.isin(problem.followed(problem.observed), problem.followed(members))
+    run = with_look(run, *(part[mine] for part in seen), begun=0.0)
     rows = _rows(problem, "simulated_run", "alone", run.steps, run.margins, members)
     return rows + _flows(problem, "alone", own, joint, members)
 

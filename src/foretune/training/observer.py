@@ -59,7 +59,7 @@ class BehaviourObserver(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Load earlier observations up to the step the run continues from; observe step 0 on a fresh start."""
         self.steps = set(observation_steps(state.max_steps, self.count))
-        self._restore(state.global_step)
+        self.restore(state.global_step)
         if state.global_step == 0:
             self._observe(state, kwargs["model"])
 
@@ -101,7 +101,8 @@ class BehaviourObserver(TrainerCallback):
             np.save(file, found)
         os.replace(scratch, target)
 
-    def _restore(self, up_to: int) -> None:
+    def restore(self, up_to: int) -> None:
+        """Load what the folder has up to a step; later observations are removed from it."""
         self.observations |= processes.on_main(lambda: self._kept(up_to))
         if self.reference is None and 0 in self.observations:
             self.reference = self.observations[0]

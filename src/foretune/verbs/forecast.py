@@ -7,7 +7,7 @@ from trl import DPOTrainer
 
 from foretune import processes
 from foretune.dynamics.anchors import discard_anchors
-from foretune.dynamics.closing_look import BELIEVED, Look
+from foretune.dynamics.closing_look import Look
 from foretune.dynamics.confidence import confidence, likely_error
 from foretune.dynamics.curves import ALL
 from foretune.dynamics.early import early_theory
@@ -90,7 +90,7 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         steps=np.array(result.steps),
         margins=result.margins,
         **({} if result.chosen is None else {"chosen": result.chosen}),
-        **({} if result.look is None else {"missed": result.look.missed}),
+        missed=result.missed,
     )
     section = _section(prepared, problem, result, watch)
     if lineariser:
@@ -206,7 +206,7 @@ def _by_heart(problem: ForecastProblem) -> list[str]:
 
 
 def _unbelieved(look: Look | None) -> list[str]:
-    if look is None or look.explained >= BELIEVED:
+    if look is None or look.believed:
         return []
     return [
         f"Of the forecast's margins, the model with the simulated weights explains {look.explained:.0%} only: features "

@@ -29,12 +29,14 @@ from foretune.verbs.prepare import Prepared, load_reference
 from foretune.verbs.progress import Progress
 
 
-def run_trainer(
-    prepared: Prepared, progress: Progress, callback: TrainerCallback | None = None
-) -> tuple[Trainer, BehaviourObserver]:
-    """Run the trainer, from the run folder's last checkpoint if there is one, until its end or a callback stops it."""
+def run_trainer(prepared: Prepared, progress: Progress, fraction: float = 1.0) -> tuple[Trainer, BehaviourObserver]:
+    """Run the trainer for a fraction of its steps, from the run folder's last checkpoint if there is one.
+
+    Raises:
+        UserError: the folder has checkpoints of another run, or of later steps.
+    """
     job, run = prepared.job, prepared.job.run
-    checkpoint = processes.on_main(lambda: _checkpoint(prepared))
+    checkpoint = processes.on_main(lambda: _checkpoint(prepared, fraction))
     write_command(job)
     observer = BehaviourObserver(
         [prepared.pairs[index] for index in prepared.observed],
@@ -46,9 +48,14 @@ def run_trainer(
     trainer = build_trainer(prepared)
     observer.log = lambda metrics: log_observation(trainer, metrics)
     trainer.add_callback(observer)
-    if callback is not None:
-        trainer.add_callback(callback)
+    if fraction < 1:
+        trainer.add_callback(_StopAt(fraction, observer))
     quieten(trainer)
+    begun = TrainerState.load_from_json(f"{checkpoint}/{STATE}") if checkpoint else TrainerState()
+    if fraction < 1 and begun.global_step and begun.global_step == _stop(fraction, begun.max_steps):
+        trainer.state = begun  # killed before the pilot was kept
+        observer.restore(begun.global_step)
+        return trainer, observer
     progress.say(f"train: {job.trainable}, {'continuing from ' + checkpoint if checkpoint else 'from the start'} …")
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer, observer
@@ -130,16 +137,26 @@ IRRELEVANT = {
 }
 
 
-def _checkpoint(prepared: Prepared) -> str | None:
-    """The newest checkpoint to continue from, complete with what is written last; those of another run are refused."""
+# Written last into a checkpoint.
+STATE = "trainer_state.json"
+
+
+def _checkpoint(prepared: Prepared, fraction: float) -> str | None:
+    """The newest complete checkpoint to continue from; those of another run, or past the fraction, are refused."""
     run, key = prepared.job.run, training_key(prepared)
     named = prepared.job.training.resume_from_checkpoint
     if isinstance(named, str) and named.lower() not in ("true", "false"):
         return named
-    states = [TrainerState.load_from_json(str(path)) for path in run.path.glob("checkpoint-*/trainer_state.json")]
+    states = [TrainerState.load_from_json(str(path)) for path in run.path.glob(f"checkpoint-*/{STATE}")]
     if states and (run.read_json("training.json") or {}).get("key") != key:
         raise UserError(
             f"{run.path} holds checkpoints of a run with other settings, observed pairs or processes: choose another "
+            "--output_dir, or pass --restart True to train anew."
+        )
+    newest = max((own.global_step for own in states), default=0)
+    if states and newest > (stop := _stop(fraction, states[0].max_steps)):
+        raise UserError(
+            f"{run.path} holds training up to step {newest}, past the pilot's end at step {stop}: choose another "
             "--output_dir, or pass --restart True to train anew."
         )
     run.write_json("training.json", {"key": key})
@@ -198,14 +215,8 @@ def pilot(prepared: Prepared, progress: Progress, *, fraction: float, folder: st
     run, key = prepared.job.run, training_key(prepared)
     kept = run.read_json(f"{folder}/pilot.json") or {}
     if (kept.get("key"), kept.get("fraction")) != (key, fraction):
-        stop = _StopAt(fraction)
-        trainer, observer = run_trainer(prepared, progress, stop)
-        if trainer.state.global_step != stop.step:
-            raise UserError(
-                f"{run.path} holds training up to step {trainer.state.global_step}, past the pilot's end at step "
-                f"{stop.step}: choose another --output_dir, or pass --restart True to train anew."
-            )
-        kept = {"key": key, "fraction": fraction, "step": stop.step}
+        trainer, observer = run_trainer(prepared, progress, fraction)
+        kept = {"key": key, "fraction": fraction, "step": trainer.state.global_step}
         processes.on_main(lambda: _keep_pilot(prepared, folder, kept, observer))
         trainer.end()
     arrays = run.read_arrays(f"{folder}/observed")
@@ -227,16 +238,20 @@ def _keep_pilot(prepared: Prepared, folder: str, kept: dict[str, Any], observer:
     run.write_json(f"{folder}/pilot.json", kept)
 
 
-class _StopAt(TrainerCallback):
-    """Save and stop after a share of the steps."""
+def _stop(fraction: float, max_steps: int) -> int:
+    """The last step of a fraction of a run."""
+    return max(1, round(fraction * max_steps))
 
-    def __init__(self, fraction: float) -> None:
-        self._fraction = fraction
-        self.step = 0
+
+class _StopAt(TrainerCallback):
+    """Observe, save and stop after a fraction of the steps."""
+
+    def __init__(self, fraction: float, observer: BehaviourObserver) -> None:
+        self._fraction, self._observer = fraction, observer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.step = min(max(1, round(self._fraction * state.max_steps)), state.max_steps)
+        self._observer.steps.add(_stop(self._fraction, state.max_steps))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= self.step:
+        if state.global_step == _stop(self._fraction, state.max_steps):
             control.should_save = control.should_training_stop = True
