@@ -97,6 +97,7 @@ ALL = [Forecast(pilot=pilot, **EVERY) for pilot in (0.0, 0.1, 0.2)]
 PASSES = [Forecast(pilot=pilot, passes=5, **EVERY) for pilot in (0.0, 0.1, 0.2)]
 PILOT_PASSES = Forecast(passes=2, pilot=0.1, **EVERY)
 FULL_PASSES, FULL_PILOT_PASSES = Forecast(passes=5, rank=4), Forecast(passes=2, pilot=0.1, rank=4)
+FULL_LOOKS = [Forecast(5, pilot, pairs=20, rank=4, looked=ROWS) for pilot in (0.0, 0.1, 0.2)]
 MORE_PASSES = [Forecast(passes=10), Forecast(passes=10, **EVERY), Forecast(pilot=0.1, passes=5)]
 SHORTER = [Shorter(0.1), Shorter(0.2), Shorter(0.1, 5.0), Shorter(0.2, 5.0)]
 PILOTS = [PILOT_PASSES, *(Forecast(passes=2, pilot=pilot) for pilot in (0.1, 0.2))]
@@ -151,6 +152,7 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
     yield Run("test-0", 0, **FULL), [FEW[0], FEW[1], FEW[3], *ALL]
     for mixture in ("tuning-0", "test-0"):
         yield Run(mixture, 0, dtype="float32", **FULL), [FULL_PASSES, FEW[0], FULL_PILOT_PASSES, FEW[3]]
+    yield Run("test-0", 1, **FULL), FULL_LOOKS
     yield LONG, [*at_cost(LONG, 0.1)]
     yield HALF_LONG, [*at_cost(HALF_LONG, 0.1), ALL[0], FEW[2]]
     yield HALF_LONGER, at_cost(HALF_LONGER, 0.05)

@@ -16,7 +16,8 @@ from foretune.dynamics.closed_form import second_order_weights
 from foretune.dynamics.closing_look import Look, closing_look, with_look
 from foretune.dynamics.curves import curve_rows, learning_order
 from foretune.dynamics.flow import gradient_flow
-from foretune.dynamics.simulated_run import MarginModel, Renewal, SimulatedRun, simulate_run
+from foretune.dynamics.margin_model import MarginModel, Renewal
+from foretune.dynamics.simulated_run import SimulatedRun, simulate_run
 from foretune.objectives import LossOfPairs, RankingLoss, SidedLoss
 from foretune.objectives.base import FloatArray
 from foretune.statistics.behaviours import representatives

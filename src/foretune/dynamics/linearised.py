@@ -81,6 +81,10 @@ class WeightSpace(NamedTuple):
         """The anchor."""
         return self.anchor
 
+    def shifted(self, gap: Tensor) -> "WeightSpace":
+        """The same with margins of the measured pairs that are so much greater, shape (m,)."""
+        return self._replace(offset=self.offset + gap)
+
     def num_numbers(self) -> int:
         """Of all features."""
         return sum(int(np.prod(side.shape)) for stack in self.stacks for side in (stack.outputs, stack.inputs))
@@ -129,6 +133,10 @@ class WholeWeights(NamedTuple):
     def start(self) -> dict[str, Tensor]:
         """The anchor."""
         return self.anchor
+
+    def shifted(self, gap: Tensor) -> "WholeWeights":
+        """The same with margins of the measured pairs that are so much greater, shape (m,)."""
+        return self._replace(offset=self.offset + gap)
 
     def num_numbers(self) -> int:
         """Of all features and of the anchor, which may be as large."""
@@ -191,6 +199,10 @@ class Tangent(NamedTuple):
     def start(self) -> dict[str, Tensor]:
         """The anchor."""
         return self.anchor
+
+    def shifted(self, gap: Tensor) -> "Tangent":
+        """The same with margins of the measured pairs that are so much greater, shape (m,)."""
+        return self._replace(margin=self.margin + gap)
 
     def num_numbers(self) -> int:
         """Of all features."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foretune.dynamics.simulated_run import PAIRS_AT_ONCE, MarginModel
+from foretune.dynamics.margin_model import PAIRS_AT_ONCE, Anchored
 from foretune.objectives.base import FloatArray
 
 # Of the interval that the error asks for, the part that is taken; and how much longer or shorter the next one may be.
@@ -107,9 +107,9 @@ class Relinearisation:
 
     def __init__(
         self,
-        start: MarginModel,
+        start: Anchored,
         step: int,
-        at: Callable[[int, Mapping[str, Tensor]], MarginModel],
+        at: Callable[[int, Mapping[str, Tensor]], Anchored],
         observed: np.ndarray,
         behaviour_of: np.ndarray,
         *,
@@ -125,7 +125,7 @@ class Relinearisation:
         self.drifts: list[Drift] = []
 
     @torch.no_grad()
-    def __call__(self, step: int, parameters: Mapping[str, Tensor]) -> MarginModel | None:
+    def __call__(self, step: int, parameters: Mapping[str, Tensor]) -> Anchored | None:
         """The margins around `parameters` where an anchor is due after `step`."""
         if not self._interval or step - self._since < round(self._interval):
             return None

@@ -6,9 +6,9 @@ schedule, warm-up, clipping, accumulation, epochs, seed and batch order are the 
 """
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,40 +20,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from foretune.dynamics.arguments import check_coordinatewise, in_order, quiet_copy
 from foretune.dynamics.by_heart import TIMES, ByHeart
 from foretune.dynamics.curves import observation_steps
+from foretune.dynamics.margin_model import PAIRS_AT_ONCE, MarginModel, Renewal, taken_up
 from foretune.features.coordinates import Coordinates
 from foretune.objectives import LossOfPairs, RankingLoss, SidedLoss, Unpaired, unpaired_order
-
-PAIRS_AT_ONCE = 16
-
-
-class MarginModel(Protocol):
-    """Margins of pairs, against the reference, as a function of the trainable parameters.
-
-    For a sided loss of n pairs it knows 2n of them: n + i is the chosen score of pair i, its margin over an empty
-    response.
-    """
-
-    @property
-    def sampled(self) -> Mapping[str, Coordinates]:
-        """Of those parameters that are there in part: which of the real one's coordinates, and what each stands for."""
-        ...
-
-    @property
-    def decayed(self) -> Collection[str] | None:
-        """Names of the parameters that weight decay acts on; None: their names say so."""
-        ...
-
-    def start(self) -> dict[str, Tensor]:
-        """The parameters before the first step, in the real model's order and by its names."""
-        ...
-
-    def margins(self, parameters: Mapping[str, Tensor], pairs: Tensor, *, training: bool = False) -> Tensor:
-        """Margins of some pairs, shape (len(pairs),), differentiable; `training`: with the run's dropout."""
-        ...
-
-
-# (steps done, parameters now) → another model of the margins from here on, or None
-Renewal = Callable[[int, Mapping[str, Tensor]], MarginModel | None]
 
 
 class SimulatedRun(NamedTuple):
@@ -115,7 +84,7 @@ def simulate_run(
         offsets: what is then added to it (the reference's own margin, for a loss that knows no reference).
         checkpoint: where the real run was stopped that this one goes on from: its optimiser, schedule, place in the
             data and generators are taken over; `problem` starts at its parameters.
-        renewal: asked after every step for another model of the margins, before margins are recorded.
+        renewal: asked after every step for margins around another anchor (see `taken_up`), before they are recorded.
         by_heart: takes off, for the loss and for the record, what measured pairs learn that stand for others.
 
     Raises:
@@ -334,7 +303,9 @@ class _Recorder(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         with torch.no_grad():
             if self.renewal is not None and state.global_step < state.max_steps:
-                self.problem = self.renewal(state.global_step, self.model.by_name) or self.problem
+                renewed = self.renewal(state.global_step, self.model.by_name)
+                if renewed is not None:
+                    self.problem = taken_up(renewed, self.problem, self.model.by_name)
         if state.global_step in self.shift_at | self.observe_at:
             shift = self._shift()
             if state.global_step in self.shift_at:

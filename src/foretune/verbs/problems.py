@@ -12,8 +12,8 @@ from foretune.dynamics.arguments import in_order
 from foretune.dynamics.forecast import ForecastProblem, Variant
 from foretune.dynamics.head_problem import head_problem
 from foretune.dynamics.linearised import Tangent
+from foretune.dynamics.margin_model import Anchored
 from foretune.dynamics.relinearise import MOST_PASSES, Relinearisation, affordable_interval
-from foretune.dynamics.simulated_run import MarginModel
 from foretune.features.unembedding import read_states
 from foretune.models.head import head_of
 from foretune.objectives import Objective, RankingObjective, SidedObjective, unpaired_order
@@ -137,9 +137,7 @@ def _variants(prepared: Prepared, lineariser: Lineariser, first: int) -> list[Va
     for number in range(1, prepared.job.ours.band_runs + 1):
         place = lineariser.stand_ins(draw=np.random.default_rng(number))
 
-        def at(
-            step: int, _parameters: Any = None, number: int = number, place: np.ndarray = place
-        ) -> MarginModel | None:
+        def at(step: int, _parameters: Any = None, number: int = number, place: np.ndarray = place) -> Anchored | None:
             anchor = anchors.get(step)
             if isinstance(anchor, Tangent):
                 anchor = anchor.redrawn(number)

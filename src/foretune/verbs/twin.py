@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from foretune import processes
 from foretune.dynamics.anchors import Anchors, anchor_store, read_anchor
-from foretune.dynamics.simulated_run import MarginModel
+from foretune.dynamics.margin_model import Anchored
 from foretune.features.pair_gradients import trainable_names
 from foretune.models.encoding import EncodedPair
 from foretune.models.load import load_model
@@ -100,7 +100,7 @@ class Lineariser:
             self._reference, self._observed_reference = map(self._margins, (self._pairs, self._observed))
         self._model.load_state_dict(load_model(str(checkpoint), dtype=dtype).model.state_dict())
 
-    def at(self, step: int, parameters: Mapping[str, Tensor] | None = None) -> MarginModel:
+    def at(self, step: int, parameters: Mapping[str, Tensor] | None = None) -> Anchored:
         """Margins in first order around `parameters` (None: those that training starts from).
 
         Args:

@@ -1,0 +1,73 @@
+"""Margins of pairs as a known function of what is trained: what a simulated run steps on."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foretune.features.coordinates import Coordinates
+
+PAIRS_AT_ONCE = 16
+
+
+class MarginModel(Protocol):
+    """Margins of pairs, against the reference, as a function of the trainable parameters.
+
+    For a sided loss of n pairs it knows 2n of them: n + i is the chosen score of pair i, its margin over an empty
+    response.
+    """
+
+    @property
+    def sampled(self) -> Mapping[str, Coordinates]:
+        """Of those parameters that are there in part: which of the real one's coordinates, and what each stands for."""
+        ...
+
+    @property
+    def decayed(self) -> Collection[str] | None:
+        """Names of the parameters that weight decay acts on; None: their names say so."""
+        ...
+
+    def start(self) -> dict[str, Tensor]:
+        """The parameters before the first step, in the real model's order and by its names."""
+        ...
+
+    def margins(self, parameters: Mapping[str, Tensor], pairs: Tensor, *, training: bool = False) -> Tensor:
+        """Margins of some pairs, shape (len(pairs),), differentiable; `training`: with the run's dropout."""
+        ...
+
+
+class Anchored(MarginModel, Protocol):
+    """Margins in first order around parameters where the features of some pairs were taken."""
+
+    @property
+    def place(self) -> NDArray[np.int64]:
+        """The measured pair that each pair is, or that stands for it, shape (n,)."""
+        ...
+
+    def shifted(self, gap: Tensor) -> "Anchored":
+        """The same with margins of the measured pairs that are so much greater, shape (m,)."""
+        ...
+
+
+# (steps done, parameters now) → margins around another anchor from here on, or None
+Renewal = Callable[[int, Mapping[str, Tensor]], Anchored | None]
+
+
+def taken_up(anchored: Anchored, before: MarginModel, parameters: Mapping[str, Tensor]) -> Anchored:
+    """Margins around another anchor, halfway between what they have come to before it and what is found there.
+
+    With stale features a simulated run leaves the way of the real one. Features that have grown would have taken it
+    farther than those did, features that have turned would not have gone where its weights are now. Let a stretch
+    gain 1 with the old features; with steps of fixed length, as of Adam, features that have grown by g and kept a share
+    c of their direction gain (1 + g) on the new ones' own way, (1 + g) c on that of the old ones, and the old ones c on
+    that of the new. The real run gains the mean of the four, (1 + c)(2 + g)/4; (1 + (1 + g) c)/2 is found. The
+    difference, g (1 − c)/4, is half of what was lost, (1 − (1 + g) c)/2, where features grow as they turn. (Our own.)
+    """
+    pairs = torch.from_numpy(np.unique(anchored.place, return_index=True)[1])
+    gaps = [
+        before.margins(parameters, part) - anchored.margins(parameters, part) for part in pairs.split(PAIRS_AT_ONCE)
+    ]
+    return anchored.shifted(torch.cat(gaps) / 2)
