@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from foretune.errors import UserError
+from foretune.errors import UserError, first_line
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 # Files that `datasets` and the hub write beside the data; their name ends like a data file but they hold no rows.
@@ -187,5 +187,4 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(ROWS_AT_ONCE):
                 yield from map(without_null_entries, batch.to_pylist())
     except (OSError, pyarrow.ArrowException) as error:
-        first_line = str(error).splitlines()[0]
-        raise UserError(f"cannot read {path} as Parquet: {first_line}; check that the file is whole.") from error
+        raise UserError(f"cannot read {path} as Parquet: {first_line(error)}; check that the file is whole.") from error

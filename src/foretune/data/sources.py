@@ -15,7 +15,7 @@ from foretune.data.readers import (
     read_rows,
     without_null_entries,
 )
-from foretune.errors import UserError
+from foretune.errors import UserError, first_line
 
 BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_PREFIX = "bundled:"
@@ -89,7 +89,7 @@ def _as_path(name: str) -> Path:
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         shown = name if len(name) <= 100 else name[:100] + "…"
-        reason = getattr(error, "strerror", None) or _first_line(error)
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"'{shown}' cannot be looked up ({reason}); check the path given as --dataset_name.") from error
     return path
 
@@ -201,7 +201,7 @@ def _read_saved(folder: Path, wanted: Collection[str]) -> Source:
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:
-        raise UserError(f"cannot read the saved data set in {folder}: {_first_line(error)}; save it again.") from error
+        raise UserError(f"cannot read the saved data set in {folder}: {first_line(error)}; save it again.") from error
     return Source(splits=_dataset_splits(loaded, str(folder), wanted))
 
 
@@ -215,7 +215,7 @@ def _read_hub(name: str, config: str | None, wanted: Collection[str]) -> Source:
         remedy = (
             "check the configuration" if Path(name).exists() else "check the name (no such path exists) and network"
         )
-        raise UserError(f"cannot load data set {told}: {_first_line(error)}; {remedy}.") from error
+        raise UserError(f"cannot load data set {told}: {first_line(error)}; {remedy}.") from error
     return Source(splits=_dataset_splits(loaded, name, wanted))
 
 
@@ -249,8 +249,3 @@ class DatasetRows:
                     if to_name and row[column] is not None
                 }
                 yield without_null_entries(row)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -13,7 +13,7 @@ from foretune.data.formats import Triple
 from foretune.data.pairs import Pair
 from foretune.data.rankings import Ranking
 from foretune.data.splits import stable_hash
-from foretune.errors import UserError
+from foretune.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import datasets
@@ -118,7 +118,7 @@ def _one_type() -> Iterator[None]:
         yield
     except pyarrow.ArrowException as error:
         raise UserError(
-            f"the rows do not fit one table: {str(error).splitlines()[0]}; give each key of messages one type."
+            f"the rows do not fit one table: {first_line(error)}; give each key of messages one type."
         ) from error
 
 

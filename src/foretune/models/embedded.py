@@ -4,7 +4,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from foretune.errors import UserError
+from foretune.errors import UserError, first_line
 
 EMBEDDED_MODEL = "smollm2-135m"
 EMBEDDED_NOTE = "SmolLM2-135M-Instruct with 4-bit weights (Q4_1), dequantised: not the original weights."
@@ -54,9 +54,8 @@ def _convert(gguf: Path, target: Path) -> None:
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         except Exception as error:  # readers of a broken file fail in as many ways as it can be broken
-            lines = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
-                f"cannot read {gguf} as a GGUF model ({lines[0].rstrip('.')}): download it again, or take another file."
+                f"cannot read {gguf} as a GGUF model ({first_line(error)}): download it again, or take another file."
             ) from error
         # the weights are ordinary ones by now; only the marks of the file's quantisation forbid saving them
         model.hf_quantizer = None

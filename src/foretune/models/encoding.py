@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from foretune.errors import UserError
+from foretune.errors import UserError, first_line
 
 # Characters of a row that a message shows.
 SHOWN = 120
@@ -197,9 +197,9 @@ def _template(tokenizer: PreTrainedTokenizerBase, messages: list, **options: Any
     try:
         return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]
     except (TemplateError, TypeError, ValueError) as error:
-        lines, row = str(error).strip().splitlines() or [type(error).__name__], str(messages)
+        row = str(messages)
         raise UserError(
-            f"the chat template of '{tokenizer.name_or_path}' refuses a conversation ({lines[0].rstrip('.')}): change "
+            f"the chat template of '{tokenizer.name_or_path}' refuses a conversation ({first_line(error)}): change "
             f"the row that begins with {row if len(row) <= SHOWN else row[:SHOWN] + '…'}, or take another model."
         ) from error
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.distributed import DistributedConfig
 
 from foretune import processes
-from foretune.errors import UserError
+from foretune.errors import UserError, first_line
 from foretune.models.dtype import fastest_dtype
 from foretune.models.embedded import EMBEDDED_MODEL, EMBEDDED_NOTE, converted, embedded_gguf
 from foretune.models.sharded import whole
@@ -96,9 +96,8 @@ def load_model(
                 **placement,
             )
     except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"cannot load '{name}' as a causal language model ({first_line.rstrip('.')}): give a hub id, a local "
+            f"cannot load '{name}' as a causal language model ({first_line(error)}): give a hub id, a local "
             f"folder with safetensors, a .gguf file, or {EMBEDDED_MODEL}."
         ) from error
     check_finite(model, name)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, set_seed
 
-from foretune.errors import UserError
+from foretune.errors import UserError, first_line
 from foretune.models.batches import supports_packing
 from foretune.models.encoding import EncodedPair
 from foretune.models.evaluating import evaluating
@@ -70,9 +70,8 @@ def load_reward_model(
             **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"cannot load '{name}' as a reward model ({first_line.rstrip('.')}): give a hub id or local folder of a "
+            f"cannot load '{name}' as a reward model ({first_line(error)}): give a hub id or local folder of a "
             "decoder, or of a reward model with one label."
         ) from error
     if not isinstance(getattr(model, "score", None), nn.Linear):

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from foretune import processes
-from foretune.errors import UserError
+from foretune.errors import UserError, first_line
 from foretune.memory import give_back
 from foretune.records.schema import SCHEMA_VERSION, TABLES
 
@@ -199,9 +199,8 @@ class RunFolder:
         try:
             yield
         except _DAMAGES as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
-                f"{self.path / name} cannot be read ({lines[0].rstrip('.')}): remove it and {self._writer(name)}."
+                f"{self.path / name} cannot be read ({first_line(error)}): remove it and {self._writer(name)}."
             ) from error
 
     def _missing(self, name: str) -> UserError:
