@@ -78,12 +78,13 @@ def test_a_pilot_that_observed_other_pairs_is_not_gone_on_from(piloted, tiny_fol
         foretune.forecast(**{**again, "audit_pairs": 7, "twin_pairs": 6})
 
 
+@pytest.mark.parametrize("lost", ["pilot/pilot.json", "pilot/observed.npz"])
 def test_a_pilot_that_was_killed_before_it_was_kept_is_not_trained_again(
-    piloted, tiny_folder, persona_file, tmp_path, monkeypatch
+    lost, piloted, tiny_folder, persona_file, tmp_path, monkeypatch
 ):
     out = tmp_path / "run"
     shutil.copytree(piloted, out)
-    shutil.rmtree(out / "pilot")
+    (out / lost).unlink()
     monkeypatch.setattr(PreferenceTrainer, "training_step", lambda *_, **__: pytest.fail("trained again"))
     again = settings(tiny_folder, persona_file, out, pilot_fraction=0.5, observe_pairs=6, band_runs=2)
     found = foretune.forecast(**again)

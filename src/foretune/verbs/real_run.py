@@ -214,13 +214,13 @@ def pilot(prepared: Prepared, progress: Progress, *, fraction: float, folder: st
     """
     run, key = prepared.job.run, training_key(prepared)
     kept = run.read_json(f"{folder}/pilot.json") or {}
-    if (kept.get("key"), kept.get("fraction")) != (key, fraction):
+    arrays = run.read_arrays(f"{folder}/observed")
+    if arrays is None or (kept.get("key"), kept.get("fraction")) != (key, fraction):
         trainer, observer = run_trainer(prepared, progress, fraction)
         kept = {"key": key, "fraction": fraction, "step": trainer.state.global_step}
         processes.on_main(lambda: _keep_pilot(prepared, folder, kept, observer))
         trainer.end()
-    arrays = run.read_arrays(f"{folder}/observed")
-    assert arrays is not None
+        arrays = run.need_arrays(f"{folder}/observed")
     sided = isinstance(prepared.objective, SidedObjective)
     followed = np.concatenate([arrays["margins"], arrays["chosen"]], 1) if sided else arrays["margins"]
     past = SimulatedRun(arrays["steps"].tolist(), followed, [], kept["step"])
