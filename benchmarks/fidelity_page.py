@@ -37,7 +37,9 @@ behaviour; test mixtures are reported, all criteria were fixed before the first 
   behaviour are measured and not trained on, which tell what pairs that stand for others learn by heart; on free text,
   five passes are older than the part of it that is taken off pair by pair.
 - *n looked at*: so many pairs of each behaviour, the measured ones among them, are scored by the model itself with the
-  weights of the simulated run's end (`--observe_pairs`, where features are taken more than once).
+  weights of the simulated run's end (`--observe_pairs`, where features are taken more than once). Several passes
+  without it are older: at each anchor their margins went on from what was found there, not from halfway
+  ([theory](theory.md#the-linearised-twin)), which curves and high learning rates suffer from.
 - *pilot*: the first 5, 10 or 20 % of the steps are trained really, the rest is forecast (`--pilot_fraction`).
 - *persistence*: the pilot's own last losses and margins, taken for the end's. *Distinguishability* and *behaviour
   kernel*: the order that the audit gives. *Naive kernel*: mean cosine of a behaviour's mean hidden state with those

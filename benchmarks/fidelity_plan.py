@@ -176,8 +176,9 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
         *(Forecast(pilot=pilot, held=30) for pilot in (0.1, 0.2)),
     ]
     yield TEXT._replace(dtype="float32", observations=5), [FEW[0], *held, SHORTER[3], SHORTER[1], ALL[0]]
+    yield Run("tuning-0", 0, learning_rate=4e-4), [LOOKS[1]]
     for rate in (1e-4, 4e-4):
-        yield Run("test-0", 0, learning_rate=rate), [*FEW[:3], PASSES[0]]
+        yield Run("test-0", 0, learning_rate=rate), [LOOKS[1], *FEW[:3], PASSES[0]]
     yield Run("test-0", 0, optim="sgd", learning_rate=0.2), [*FEW[:3], PASSES[0]]
     yield Run("tuning-0", 0), [*LOOKS, *CHOICES, *PASSES, *MORE_PASSES]
     for mixture, seed in (("test-1", 0), ("test-0", 0), ("test-0", 1), ("test-0", 2), ("test-1", 1), ("test-1", 2)):

@@ -146,10 +146,8 @@ def forecast_run(problem: ForecastProblem, *, progress: Callable[[str], None] = 
     """
     progress("the joint run")
     joint = _joint(problem, problem.margins, problem.renewal, problem.arguments)
-    look, change, missed = _look(problem, joint), joint.margins[-1] - joint.margins[0], _begun(problem, joint)
-    begun = missed
-    if look is not None and look.believed:
-        missed = look.missed
+    look, begun, change = _look(problem, joint), _begun(problem, joint), joint.margins[-1] - joint.margins[0]
+    missed = look.missed if look is not None and look.believed else begun
     joint = with_look(joint, missed, change, begun)
     if problem.past is not None:
         joint = joint.after(problem.past)

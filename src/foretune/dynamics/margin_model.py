@@ -59,12 +59,9 @@ Renewal = Callable[[int, Mapping[str, Tensor]], Anchored | None]
 def taken_up(anchored: Anchored, before: MarginModel, parameters: Mapping[str, Tensor]) -> Anchored:
     """Margins around another anchor, halfway between what they have come to before it and what is found there.
 
-    With stale features a simulated run leaves the way of the real one. Features that have grown would have taken it
-    farther than those did, features that have turned would not have gone where its weights are now. Let a stretch
-    gain 1 with the old features; with steps of fixed length, as of Adam, features that have grown by g and kept a share
-    c of their direction gain (1 + g) on the new ones' own way, (1 + g) c on that of the old ones, and the old ones c on
-    that of the new. The real run gains the mean of the four, (1 + c)(2 + g)/4; (1 + (1 + g) c)/2 is found. The
-    difference, g (1 − c)/4, is half of what was lost, (1 − (1 + g) c)/2, where features grow as they turn. (Our own.)
+    With stale features the weights leave the real run's way: what is found there falls short of what the run has
+    gained, and what was extrapolated knows nothing of how features have turned. The real gain lies halfway where they
+    grow as much as they turn (our own derivation, docs/theory.md; measured in design/twin.md).
     """
     pairs = torch.from_numpy(np.unique(anchored.place, return_index=True)[1])
     gaps = [
