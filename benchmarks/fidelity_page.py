@@ -55,8 +55,8 @@ behaviour; test mixtures are reported, all criteria were fixed before the first 
   is of the behaviours' losses, observed ones over all 100 pairs of each; *same pairs*: over those that were forecast
   alone. R² and slope are of single pairs' margins. Medians over runs; in brackets the medians of the bounds of 95 %
   bootstrap intervals over behaviours.
-- Some runs in bfloat16 were trained anew on another machine (2,000 steps: from a mean loss of 0.495 at the end to 0.488;
-  the others differ by less): methods that were not repeated (`of_earlier_run`) are beside the earlier ones.
+- Some runs in bfloat16 were trained anew on another machine (2,000 steps: from a mean loss of 0.495 at the end to
+  0.488; the others differ by less): methods that were not repeated (`of_earlier_run`) are beside the earlier ones.
 - *float32*: the same trained adapters, measured in float32. What a bfloat16 run observes of itself is rounded by a
   third of a nat a pair (standard deviation), as much as pairs have moved by the end of the lazy part.
 
