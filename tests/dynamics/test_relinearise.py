@@ -69,6 +69,14 @@ def test_no_interval_is_longer_than_the_longest():
     assert run(every=12, longest=3)[0].step == 12  # what was asked for, or can be afforded, stays as it is
 
 
+def test_no_interval_is_shorter_than_the_shortest():
+    """However small the tolerance: rounding does not get less with the interval."""
+    drifts = run(tolerance=1e-9, steps=101, shortest=10)
+    assert [drift.step for drift in drifts] == list(range(10, 101, 10))
+    few = run(tolerance=1e-9, every=4, steps=13, shortest=4)
+    assert [drift.step for drift in few] == [4, 8, 12]
+
+
 def test_nothing_moves_is_no_error():
     assert run(every=5, speed=0.0)[0].error == 0.0
 

@@ -18,8 +18,9 @@ from foretune.objectives.base import FloatArray
 # Of the interval that the error asks for, the part that is taken; and how much longer or shorter the next one may be.
 SAFETY = 0.9
 LONGEST_GROWTH, LONGEST_CUT = 2.0, 0.25
-# Interval with which step control begins where none is named.
-FIRST_INTERVAL = 8
+# Interval with which step control begins where none is named, and passes that it takes at most: margins are rounded,
+# and of the little that they change from step to step this may be more than any tolerance.
+FIRST_INTERVAL, MOST_CONTROLLED = 8, 20
 
 # Where nothing is said: so many passes over the measured pairs at most, and so much of the run's rows altogether.
 MOST_PASSES, LARGEST_COST = 5, 0.25
@@ -97,8 +98,9 @@ class Relinearisation:
         at: takes features: (step, parameters) → margins around them.
         observed: pairs that margins are compared on, shape (n,).
         behaviour_of: their behaviours, shape (n,).
-        every: steps between anchors; with `tolerance` the first interval (0: FIRST_INTERVAL).
+        every: steps between anchors; with `tolerance` the first interval (0: FIRST_INTERVAL, or the shortest).
         tolerance: relative error of the margins that an interval may make; None: intervals stay as they are.
+        shortest: with `tolerance` no interval is shorter.
         longest: with `tolerance` no interval is longer: a small error says little about steps far ahead.
 
     Attributes:
@@ -115,13 +117,15 @@ class Relinearisation:
         *,
         every: int = 0,
         tolerance: float | None = None,
+        shortest: float = 1.0,
         longest: float = inf,
     ) -> None:
         """Nothing is taken yet."""
         self._model, self._since, self._at = start, step, at
         self._observed, self._behaviour_of = torch.as_tensor(observed), behaviour_of
-        self._tolerance, self._longest = tolerance, longest
-        self._interval = min(float(every or FIRST_INTERVAL), longest) if tolerance else float(every)
+        self._tolerance, self._shortest, self._longest = tolerance, shortest, longest
+        first = float(every or max(FIRST_INTERVAL, shortest))
+        self._interval = min(first, longest) if tolerance else float(every)
         self.drifts: list[Drift] = []
 
     @torch.no_grad()
@@ -138,7 +142,7 @@ class Relinearisation:
             # the relative error of a first-order extrapolation grows in proportion to the interval
             change = SAFETY * self._tolerance / max(drift.error, 1e-12)
             self._interval *= min(max(change, LONGEST_CUT), LONGEST_GROWTH)
-            self._interval = max(1.0, min(self._interval, self._longest))
+            self._interval = max(self._shortest, min(self._interval, self._longest))
         return self._model
 
     def _margins(self, parameters: Mapping[str, Tensor]) -> FloatArray:

@@ -129,7 +129,7 @@ class ForetuneArguments(SharedArguments):
         default=None,
         metadata={
             "help": "Take features anew as often as keeps the relative error of the margins at this, e.g. 0.2, and at "
-            "least every fifth of the steps; intervals begin with --relinearise_every."
+            "least every fifth of the steps, at most every twentieth; intervals begin with --relinearise_every."
         },
     )
     band_runs: int = field(

@@ -13,7 +13,7 @@ from foretune.dynamics.forecast import ForecastProblem, Variant
 from foretune.dynamics.head_problem import head_problem
 from foretune.dynamics.linearised import Tangent
 from foretune.dynamics.margin_model import Anchored
-from foretune.dynamics.relinearise import MOST_PASSES, Relinearisation, affordable_interval
+from foretune.dynamics.relinearise import MOST_CONTROLLED, MOST_PASSES, Relinearisation, affordable_interval
 from foretune.features.unembedding import read_states
 from foretune.models.head import head_of
 from foretune.objectives import Objective, RankingObjective, SidedObjective, unpaired_order
@@ -94,6 +94,7 @@ def twin_problem(
         prepared.behaviour_of[lineariser.measured],
         every=_interval(job, lineariser, steps),
         tolerance=ours.relinearise_tolerance,
+        shortest=min(ours.relinearise_every or steps, ceil(steps / MOST_CONTROLLED)),
         longest=max(ours.relinearise_every or 0, ceil(steps / MOST_PASSES)),
     )
     return ForecastProblem(
