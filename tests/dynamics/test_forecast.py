@@ -111,8 +111,8 @@ def test_what_a_pilot_has_shown_of_pairs_that_others_stand_for_stays_with_them(l
     without = forecast_run(problem).margins
     seen, others = np.linspace(-1, 1, PAIRS), np.arange(PAIRS) % 3 > 0
     past = SimulatedRun([0], seen[None], [], 0)
-    look = lambda parameters: looked  # noqa: E731
-    found = forecast_run(problem._replace(measured=np.flatnonzero(~others), past=past, look=look))
+    measured = np.flatnonzero(~others)
+    found = forecast_run(problem._replace(measured=measured, past=past, look=lambda parameters: looked))
     np.testing.assert_allclose(found.margins, without + np.where(others, seen, 0.0), atol=1e-12)
 
 

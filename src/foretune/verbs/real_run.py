@@ -14,6 +14,7 @@ from foretune import processes
 from foretune.dynamics.simulated_run import SimulatedRun
 from foretune.errors import UserError
 from foretune.objectives import SidedObjective
+from foretune.records import RunFolder
 from foretune.records.linking import link
 from foretune.records.provenance import sha256_of
 from foretune.training.build import lora_config, prepare_trainable
@@ -51,11 +52,12 @@ def run_trainer(prepared: Prepared, progress: Progress, fraction: float = 1.0) -
     if fraction < 1:
         trainer.add_callback(_StopAt(fraction, observer))
     quieten(trainer)
-    begun = TrainerState.load_from_json(f"{checkpoint}/{STATE}") if checkpoint else TrainerState()
-    if fraction < 1 and begun.global_step and begun.global_step == _stop(fraction, begun.max_steps):
-        trainer.state = begun  # killed before the pilot was kept
-        observer.restore(begun.global_step)
-        return trainer, observer
+    if fraction < 1 and checkpoint and (state := Path(checkpoint) / STATE).exists():
+        begun = TrainerState.load_from_json(str(state))
+        if _is_at_end(run, begun.global_step, _stop(fraction, begun.max_steps)):
+            trainer.state = begun  # killed before the pilot was kept
+            observer.restore(begun.global_step)
+            return trainer, observer
     progress.say(f"train: {job.trainable}, {'continuing from ' + checkpoint if checkpoint else 'from the start'} …")
     trainer.train(resume_from_checkpoint=checkpoint)
     return trainer, observer
@@ -154,11 +156,8 @@ def _checkpoint(prepared: Prepared, fraction: float) -> str | None:
             "--output_dir, or pass --restart True to train anew."
         )
     newest = max((own.global_step for own in states), default=0)
-    if states and newest > (stop := _stop(fraction, states[0].max_steps)):
-        raise UserError(
-            f"{run.path} holds training up to step {newest}, past the pilot's end at step {stop}: choose another "
-            "--output_dir, or pass --restart True to train anew."
-        )
+    if states:
+        _is_at_end(run, newest, _stop(fraction, states[0].max_steps))
     run.write_json("training.json", {"key": key})
     # from that of the last step within an epoch, the trainer would take one more
     usable = [own.global_step for own in states if own.global_step < own.max_steps or (own.epoch or 0) % 1 == 0]
@@ -243,6 +242,16 @@ def _stop(fraction: float, max_steps: int) -> int:
     return max(1, round(fraction * max_steps))
 
 
+def _is_at_end(run: RunFolder, step: int, stop: int) -> bool:
+    """Whether training is at a pilot's end; past it, it is refused."""
+    if step > stop:
+        raise UserError(
+            f"{run.path} holds training up to step {step}, past the pilot's end at step {stop}: choose another "
+            "--output_dir, or pass --restart True to train anew."
+        )
+    return step == stop
+
+
 class _StopAt(TrainerCallback):
     """Observe, save and stop after a fraction of the steps."""
 
@@ -253,5 +262,5 @@ class _StopAt(TrainerCallback):
         self._observer.steps.add(_stop(self._fraction, state.max_steps))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == _stop(self._fraction, state.max_steps):
+        if state.global_step >= _stop(self._fraction, state.max_steps):
             control.should_save = control.should_training_stop = True
