@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,9 +134,17 @@ def at_cost(run: Run, share: float) -> list[Method]:
 
 # Free text: responses of at most so many characters after prompts of at most twice as many.
 TEXTS = {
-    "power-seeking": "bipo/power-seeking",
-    "harmless": "hh/harmless-base-test.jsonl.gz",
-    "helpful": "learning_dynamics",
+    "test": {
+        "power-seeking": "bipo/power-seeking",
+        "harmless": "hh/harmless-base-test.jsonl.gz",
+        "helpful": "learning_dynamics",
+    },
+    # two columns of the file that the helpful ones are not from, and the answer that people preferred
+    "tuning": {
+        "plain": ("chosen_gptsemantic", "reject_gptsemantic"),
+        "relevant": ("chosen", "irr_train"),
+        "best-answer": None,
+    },
 }
 TEXT_LENGTH = 400
 TEXT = Run("test-text", 0, batch=12)
@@ -176,6 +185,7 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
         *(Forecast(pilot=pilot, held=30) for pilot in (0.1, 0.2)),
     ]
     yield TEXT._replace(dtype="float32", observations=5), [FEW[0], *held, SHORTER[3], SHORTER[1], ALL[0]]
+    yield TEXT._replace(mixture="tuning-text"), [LOOKS[1], Forecast(5, pairs=20, held=20, looked=ROWS), SHORTER[3]]
     yield Run("tuning-0", 0, learning_rate=4e-4), [LOOKS[1]]
     for rate in (1e-4, 4e-4):
         yield Run("test-0", 0, learning_rate=rate), [LOOKS[1], *FEW[:3], PASSES[0]]
@@ -204,7 +214,7 @@ def behaviours_of(mixture: str, data: Path) -> list[str]:
     """The dozen behaviours of a mixture, `tuning-0` or `test-1`; those of free text in `test-text`."""
     half, number = mixture.split("-")
     if number == "text":
-        return list(TEXTS)
+        return list(TEXTS[half])
     names = sorted((path.stem for path in (data / "persona").glob("*.jsonl")), key=_hash)
     mine = [name for name in names if split_of(name) == half]
     return mine[int(number) * BEHAVIOURS :][:BEHAVIOURS]
@@ -214,8 +224,9 @@ def data_file(mixture: str, rows: int, data: Path, work: Path) -> Path:
     """The mixture's rows, the same for every seed; those of fewer rows are among those of more."""
     path = work / f"{mixture}-{rows}.jsonl"
     if not path.exists():
+        half, number = mixture.split("-")
         names = behaviours_of(mixture, data)
-        found = texts(rows, data) if names == list(TEXTS) else statements(names, rows, data)
+        found = texts(half, rows, data) if number == "text" else statements(names, rows, data)
         path.write_text("".join(json.dumps(row) + "\n" for row in found))
     return path
 
@@ -242,12 +253,33 @@ def statements(names: list[str], rows: int, data: Path) -> Iterator[dict[str, An
     yield from found.train.select_columns(COLUMNS).to_list()
 
 
-def texts(rows: int, data: Path) -> Iterator[dict[str, Any]]:
+def texts(half: str, rows: int, data: Path) -> Iterator[dict[str, Any]]:
     """The first so many short rows of each source of free text."""
-    for behaviour, source in TEXTS.items():
-        found = load_preferences(str(data / source), test_fraction=0.0).train.select_columns(COLUMNS)
-        short = [row for row in found.to_list() if _is_short(row)]
+    for behaviour, source in TEXTS[half].items():
+        if isinstance(source, str):
+            found = load_preferences(str(data / source), test_fraction=0.0).train.select_columns(COLUMNS).to_list()
+        else:
+            found = columns(*source, data) if source else best_answers(data)
+        short = [row for row in found if _is_short(row)]
         yield from (row | {"behaviour": behaviour} for row in short[:rows])
+
+
+def columns(chosen: str, rejected: str, data: Path) -> Iterator[dict[str, Any]]:
+    """Two of the responses that a prompt has there."""
+    for line in (data / "learning_dynamics" / "formal_prob_test.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        yield {"prompt": row["prompt"], "chosen": row[chosen], "rejected": row[rejected]}
+
+
+def best_answers(data: Path) -> Iterator[dict[str, Any]]:
+    """Of each question the first two answers of which people preferred one."""
+    for row in json.loads((data / "finegrained_rlhf" / "dev_feedback.json").read_text()):
+        pairs = zip(
+            combinations((row[f"prediction {number}"] for number in range(1, 5)), 2), row["preference"], strict=True
+        )
+        better = [pair if preferred == 1 else pair[::-1] for pair, preferred in pairs if preferred]
+        if better:
+            yield {"prompt": row["question"], "chosen": better[0][0], "rejected": better[0][1]}
 
 
 def _is_short(row: dict[str, Any]) -> bool:
