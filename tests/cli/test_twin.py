@@ -4,13 +4,19 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from tests.cli.test_cli import run
+from tests.reference.pair_gradients import log_prob
 
 import foretune
 from foretune.dynamics import anchors
 from foretune.dynamics.confidence import LIKELY_ERRORS
 from foretune.features import token_factors
 from foretune.records import load_run
+from foretune.verbs.job import job_from
+from foretune.verbs.prepare import prepare
+from foretune.verbs.twin import measured_pairs, trained_model
+from foretune.verbs.what_if import StoredTwin
 
 
 def command(folder, data, out, *more):
@@ -147,9 +153,11 @@ def test_pairs_without_features_are_looked_at_in_the_end(trained, tmp_path):
     assert np.corrcoef(looked, observed)[0, 1] > 0.85 > 0.5 > np.corrcoef(stood_for, observed)[0, 1]
 
 
-def test_after_a_pilot_curves_begin_where_it_was_observed(tiny_folder, persona_file, tmp_path):
+@pytest.mark.parametrize("held_out", ["0.2", "0"])
+def test_after_a_pilot_curves_begin_where_it_was_observed(held_out, tiny_folder, persona_file, tmp_path):
     out = tmp_path / "run"
     flags = ("--pilot_fraction", "0.5", "--relinearise_every", "2", "--twin_pairs", "6", "--observe_pairs", "50")
+    flags += ("--test_fraction", held_out)
     assert run("forecast", *command(tiny_folder, persona_file, out, *flags)) == 0
     folder = load_run(out)
     said, pilot = folder.read_arrays("forecast_pairs"), folder.read_arrays("pilot/observed")
@@ -157,6 +165,32 @@ def test_after_a_pilot_curves_begin_where_it_was_observed(tiny_folder, persona_f
     np.testing.assert_allclose(said["margins"][begun], pilot["margins"][-1], atol=1e-4)
     answer = foretune.what_if(out, observations=5)
     np.testing.assert_allclose(answer.margins, said["margins"], atol=1e-5)
+
+
+def test_where_no_row_is_held_out_those_without_features_are_scored_at_each_anchor(tiny_folder, persona_file, tmp_path):
+    out = tmp_path / "run"
+    flags = ("--relinearise_every", "4", "--twin_pairs", "6", "--observe_pairs", "20", "--test_fraction", "0")
+    assert run("forecast", *command(tiny_folder, persona_file, out, *flags)) == 0
+    twin = StoredTwin(out)
+    prepared = prepare(job_from(**twin.settings))
+    model, found = trained_model(prepared), []
+    for step in (0, 8):
+        anchor = twin.anchors.get(step)
+        for name, value in anchor.anchor.items():
+            model.get_parameter(name).data.copy_(value)
+        pairs = [prepared.pairs[int(pair)] for pair in anchor.looked.pairs]
+        with torch.no_grad():
+            slow = [[float(log_prob(model, pair.prompt_ids, ids)) for ids in pair.responses] for pair in pairs]
+        found.append(np.subtract(*np.transpose(slow)))
+    measured = measured_pairs(prepared)
+    assert not np.isin(anchor.looked.pairs, measured).any()
+    assert np.isin(anchor.looked.pairs, prepared.observed).all()
+    assert np.bincount(prepared.pairs.behaviour[anchor.looked.pairs]).tolist() == [6, 6]  # as many as are measured
+    assert np.abs(anchor.looked.margins).max() > 0.1
+    np.testing.assert_allclose(anchor.looked.margins, found[1] - found[0], atol=1e-4)
+    answer, said = foretune.what_if(twin, observations=5), load_run(out).read_arrays("forecast_pairs")
+    np.testing.assert_allclose(answer.margins, said["margins"], atol=1e-5)
+    assert not any("by heart" in note for note in load_run(out).record["forecast"]["notes"])
 
 
 def test_what_ifs_know_what_was_looked_at(trained, tmp_path):

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TrainingArguments
 
-from foretune.dynamics.by_heart import ByHeart, shrunk
+from foretune.dynamics.by_heart import ByHeart, Followed, shrunk
+from foretune.dynamics.margin_model import Looked
 from foretune.dynamics.simulated_run import simulate_run
 from foretune.objectives import DPO
 
@@ -23,14 +24,24 @@ class Linear(NamedTuple):
 
     features: torch.Tensor
     offset: torch.Tensor
+    place: np.ndarray
+    looked: Looked = Looked()
     sampled: dict = {}
     decayed: None = None
 
     def start(self):
         return {"w": torch.zeros(self.features.shape[1])}
 
+    def shifted(self, gap):
+        return self._replace(offset=self.offset + gap[np.unique(self.place, return_inverse=True)[1]])
+
     def margins(self, parameters, pairs, **_training):
-        return self.features[pairs] @ parameters["w"] + self.offset[pairs]
+        return self.features[self.place[pairs]] @ parameters["w"] + self.offset[pairs]
+
+    def looking(self, parameters, pairs):
+        """With the real margins of pairs that others stand for."""
+        found = (self.features @ parameters["w"])[pairs] + self.offset[pairs]
+        return self._replace(looked=Looked(pairs, found.double().numpy()))
 
 
 def rows(seed, pull, varied=0.0):
@@ -41,8 +52,11 @@ def rows(seed, pull, varied=0.0):
     return torch.tensor(lengths * (own + pull / np.sqrt(DIM)), dtype=torch.float32)
 
 
-def simulated(features, place, tmp_path, *, by_heart=None, offset=0.0, steps=60):
-    """Margins at the end of a run on all training rows, in which `place` says who stands for whom."""
+def simulated(features, place, tmp_path, *, by_heart=None, offset=0.0, steps=60, looked=None):
+    """Margins at the end of a run on all training rows, in which `place` says who stands for whom.
+
+    `looked`: pairs that are scored at the start and after every twelfth step.
+    """
     arguments = TrainingArguments(
         str(tmp_path),
         optim="sgd",
@@ -53,10 +67,15 @@ def simulated(features, place, tmp_path, *, by_heart=None, offset=0.0, steps=60)
         max_grad_norm=0.0,
         use_cpu=True,
     )
-    model = Linear(features[place], offset + torch.zeros(len(place)))
+    model = Linear(features, offset + torch.zeros(len(place)), place)
     every = np.arange(len(place))
+
+    def renewal(step, parameters):
+        return None if looked is None or step % 12 else model.looking(parameters, looked)
+
+    start = model if looked is None else model.looking(model.start(), looked)
     return simulate_run(
-        model,
+        start,
         arguments,
         DPO(beta=1.0),
         train_pairs=every[IS_TRAIN],
@@ -64,6 +83,7 @@ def simulated(features, place, tmp_path, *, by_heart=None, offset=0.0, steps=60)
         observed=every,
         observations=2,
         by_heart=by_heart,
+        renewal=renewal,
     ).margins
 
 
@@ -95,6 +115,39 @@ def test_the_run_of_stand_ins_has_the_losses_of_the_run_of_all_rows(measured, pu
     assert 0.6 < np.mean(spread) < 1.3
     assert np.mean(plain) < -0.05
     assert abs(np.mean(found)) < abs(np.mean(plain)) / 5
+
+
+@pytest.mark.parametrize(("measured", "pull"), [(20, 0.3), (6, 0.3), (6, 1.0)])
+def test_training_rows_that_are_looked_at_tell_it_where_none_is_held_out(measured, pull, tmp_path):
+    plain, found = [], []
+    for seed in range(4):
+        features, place = rows(seed, pull), stand_ins(measured)
+        every = np.arange(TRAIN + HELD)
+        observed, looked = every[:TRAIN], every[measured:TRAIN]
+        assert ByHeart.of(place, every[IS_TRAIN], observed, NAMES, IS_TRAIN) is None
+        heart = ByHeart.of(place, every[IS_TRAIN], observed, NAMES, IS_TRAIN, looked)
+        real = simulated(features, every, tmp_path)[-1]
+        for own, by_heart in ((plain, None), (found, heart)):
+            margins = simulated(features, place, tmp_path, by_heart=by_heart, looked=looked)[-1]
+            own.append(loss(margins[:measured]) - loss(real[:TRAIN]))
+    assert np.mean(plain) < -0.05
+    assert abs(np.mean(found)) < abs(np.mean(plain)) / 3
+
+
+def test_before_the_first_anchor_nothing_is_known_of_rows_that_are_looked_at():
+    place, every = stand_ins(6), np.arange(TRAIN + HELD)
+    model = Linear(rows(0, 0.3), torch.zeros(len(place)), place)
+    looked, there = every[6:TRAIN], {"w": torch.ones(DIM)}
+    heart = ByHeart.of(place, every[IS_TRAIN], every[:TRAIN], NAMES, IS_TRAIN, looked)
+    start = model.looking(model.start(), looked)
+    followed = Followed(heart, start, model.start())
+    assert followed.shift(start, there) is None
+    followed.anchor(model.looking(there, looked), there)
+    learned = (model.features @ there["w"]).double().numpy()
+    expected = heart.shift(learned[heart.seen], learned[heart.held])
+    np.testing.assert_allclose(followed.shift(start, there), expected, rtol=1e-5)
+    twice = {"w": 2 * there["w"]}
+    np.testing.assert_allclose(followed.shift(start, twice), 2 * expected, rtol=1e-5)
 
 
 def test_nothing_is_taken_off_before_the_first_step_or_from_held_out_pairs(tmp_path):
@@ -160,7 +213,7 @@ def test_the_shift_is_what_the_slow_twin_says_in_any_order(seed):
     rows, observed = generator.permutation(np.flatnonzero(SEEN)), generator.permutation(len(MIXED))
     heart = ByHeart.of(PLACE, rows, observed, MIXED, SEEN)
     expected = slow_shift(learned, rows, observed)
-    np.testing.assert_allclose(heart.shift(learned[heart.seen_and_held]), expected, atol=1e-12)
+    np.testing.assert_allclose(heart.shift(learned[heart.seen], learned[heart.held]), expected, atol=1e-12)
 
 
 def test_gaps_that_noise_explains_are_taken_to_be_equal():

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from foretune.dynamics.linearised import LayerStack, Tangent, WeightSpace, WholeWeights, weight_space, whole_weights
+from foretune.dynamics.margin_model import Looked
 from foretune.errors import UserError
 from foretune.features.coordinates import Coordinates
 from foretune.features.pair_gradients import read_gradients
@@ -29,56 +31,59 @@ FILE = "anchor.safetensors"
 AnyForm = WeightSpace | WholeWeights | Tangent
 
 
+class Known(NamedTuple):
+    """What an anchor knows of pairs, besides their features.
+
+    Attributes:
+        margin: of the measured pairs against the reference, shape (m,).
+        place: the measured pair that each pair is, or that stands for it, shape (n,).
+        looked: pairs without features.
+    """
+
+    margin: NDArray[np.float64]
+    place: NDArray[np.int64]
+    looked: Looked
+
+
 def anchor_store(run_folder: Path, step: int, key: str) -> ShardStore:
     """Where the features after `step` are."""
     return ShardStore(run_folder / "features" / f"step-{step:06d}", key)
 
 
 def write_weight_space(
-    store: ShardStore,
-    parameters: dict[str, Tensor],
-    margin: NDArray[np.float64],
-    place: NDArray[np.int64],
-    groups: list[list[AdaptedLayer]],
+    store: ShardStore, parameters: dict[str, Tensor], known: Known, groups: list[list[AdaptedLayer]]
 ) -> None:
     """Write what the features of a finished `measure_factors` belong to.
 
     Args:
         store: of the features.
         parameters: at which they were taken, by name.
-        margin: of the measured pairs against the reference, shape (m,).
-        place: the measured pair that each pair is, or that stands for it, shape (n,).
+        known: of the pairs.
         groups: of `layers_alike`.
     """
-    _write(store, parameters, margin, place, {}, {"groups": json.dumps(groups)})
+    _write(store, parameters, known, {}, {"groups": json.dumps(groups)})
 
 
 def write_whole_weights(
-    store: ShardStore,
-    parameters: dict[str, Tensor],
-    margin: NDArray[np.float64],
-    place: NDArray[np.int64],
-    decayed: Collection[str],
+    store: ShardStore, parameters: dict[str, Tensor], known: Known, decayed: Collection[str]
 ) -> None:
     """Write what the features of a finished `measure_weight_factors` belong to.
 
     Args:
         store: of the features.
         parameters: at which they were taken, by name.
-        margin: as of `write_weight_space`.
-        place: as of `write_weight_space`.
+        known: of the pairs.
         decayed: names of the parameters that weight decay acts on.
     """
     matrices = [name for name, value in parameters.items() if value.ndim > 1]
     about = {"matrices": json.dumps(matrices), "decayed": json.dumps([*decayed])}
-    _write(store, parameters, margin, place, {}, about)
+    _write(store, parameters, known, {}, about)
 
 
 def write_tangent(
     store: ShardStore,
     parameters: dict[str, Tensor],
-    margin: NDArray[np.float64],
-    place: NDArray[np.int64],
+    known: Known,
     sampled: Mapping[str, Coordinates],
     decayed: Collection[str],
 ) -> None:
@@ -87,27 +92,26 @@ def write_tangent(
     Args:
         store: of the features.
         parameters: at which they were taken, by name; the sampled coordinates of one, shape (c,).
-        margin: as of `write_weight_space`.
-        place: as of `write_weight_space`.
+        known: of the pairs.
         sampled: which coordinates they are, of those parameters that are not whole.
         decayed: names of the parameters that weight decay acts on.
     """
     drawn = {f"{part}/{name}": value for name, own in sampled.items() for part, value in own._asdict().items()}
     about = {"sampled": json.dumps([*sampled]), "decayed": json.dumps([*decayed])}
-    _write(store, parameters, margin, place, drawn, about)
+    _write(store, parameters, known, drawn, about)
 
 
 def _write(
     store: ShardStore,
     parameters: dict[str, Tensor],
-    margin: NDArray[np.float64],
-    place: NDArray[np.int64],
+    known: Known,
     more: dict[str, Tensor],
     about: dict[str, str],
 ) -> None:
-    tensors = {name: value.cpu() for name, value in more.items()}
+    arrays = {**known._asdict(), **{f"looked_{part}": value for part, value in known.looked._asdict().items()}}
+    tensors = {name: torch.from_numpy(value) for name, value in arrays.items() if name != "looked"}
+    tensors |= {name: value.cpu() for name, value in more.items()}
     tensors |= {f"parameter/{name}": value.cpu() for name, value in parameters.items()}
-    tensors |= {"margin": torch.from_numpy(margin), "place": torch.from_numpy(place)}
     write_tensors(store.folder / FILE, tensors, about | {"key": store.key, "names": json.dumps([*parameters])})
 
 
@@ -122,6 +126,7 @@ def read_anchor(store: ShardStore, device: torch.device) -> AnyForm:
             about = file.metadata()
             parameters = {name: file.get_tensor(f"parameter/{name}") for name in json.loads(about["names"])}
             margin, place = file.get_tensor("margin").float(), file.get_tensor("place").cpu().numpy()
+            looked = Looked(*(file.get_tensor(f"looked_{part}").cpu().numpy() for part in Looked._fields))
             sampled = {
                 name: Coordinates(file.get_tensor(f"index/{name}"), file.get_tensor(f"weight/{name}"))
                 for name in json.loads(about.get("sampled", "[]"))
@@ -134,13 +139,14 @@ def read_anchor(store: ShardStore, device: torch.device) -> AnyForm:
         groups = [[AdaptedLayer(*layer) for layer in group] for group in json.loads(about["groups"])]
         factors = read_factors(store, len(margin), len(groups))
         stacks = [LayerStack(own, _kept(u), _kept(v)) for own, (u, v) in zip(groups, factors.stacks, strict=True)]
-        return weight_space(parameters, margin, stacks, place)
+        return weight_space(parameters, margin, stacks, place)._replace(looked=looked)
     decayed = json.loads(about["decayed"])
     if "matrices" in about:
         found = read_weight_factors(store, len(margin), json.loads(about["matrices"]))
         matrices = {name: (_kept(left), _kept(right)) for name, (left, right) in found.matrices.items()}
-        return whole_weights(parameters, margin, matrices, _kept(found.vectors), decayed, place)
-    return Tangent(parameters, margin, _kept(read_gradients(store, len(margin)).gradient), sampled, decayed, place)
+        return whole_weights(parameters, margin, matrices, _kept(found.vectors), decayed, place)._replace(looked=looked)
+    gradient = _kept(read_gradients(store, len(margin)).gradient)
+    return Tangent(parameters, margin, gradient, sampled, decayed, place, looked)
 
 
 class Anchors:

@@ -5,14 +5,19 @@ takes r such steps: the training pairs of a behaviour end about r c above its he
 run end c above them. So 1 − 1/r of the gap is no part of the run, and neither the loss nor what is recorded may see
 it. What a pair has beyond the mean of its behaviour is its own too, as far as margins of training pairs vary more than
 those of held-out ones. (Our own derivation. That the loss does not see it keeps the steps as large as the real ones.)
+
+Rows of which no features are taken are held out of the simulated run as well: without others, the model scores some of
+them at each anchor, and between anchors they are taken to learn as measured pairs do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from foretune.dynamics.margin_model import Anchored, MarginModel, all_margins
 from foretune.statistics.moments import FloatArray
 
 # How often along a run the gaps are taken.
@@ -27,11 +32,13 @@ class ByHeart(NamedTuple):
         share: of what its measured pairs learn by heart that is no part of the run: 1 − 1/r; shape (K,).
         owner: the place, among all training pairs of `sides`, of the one that each pair is, or that stands for it; the
             last one and one more where none does; shape (n,).
+        looked: no features are taken of the held-out ones; the model scores them at anchors.
     """
 
     sides: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
     share: FloatArray
     owner: NDArray[np.int64]
+    looked: bool = False
 
     @classmethod
     def of(
@@ -41,6 +48,7 @@ class ByHeart(NamedTuple):
         observed: NDArray[np.int64],
         behaviour_of: np.ndarray,
         is_train: NDArray[np.bool_],
+        looked: NDArray[np.int64] | None = None,
     ) -> "ByHeart | None":
         """None where each pair stands for itself alone, or too few are held out to tell.
 
@@ -50,34 +58,47 @@ class ByHeart(NamedTuple):
             observed: recorded pairs, held-out ones among them.
             behaviour_of: shape (n,).
             is_train: shape (n,).
+            looked: training pairs that are none of the measured ones and are scored at anchors, in place of held-out
+                pairs.
         """
         sides, share, owner, known = [], [], np.full(len(place), -1), 0
         for name in np.unique(behaviour_of[rows]):
             own = rows[behaviour_of[rows] == name]
             measured, first = np.unique(place[own], return_index=True)
-            held = observed[((behaviour_of == name) & ~is_train)[observed]]
-            held = held[np.unique(place[held], return_index=True)[1]]  # the others have no margins of their own
+            if looked is None:
+                held = observed[((behaviour_of == name) & ~is_train)[observed]]
+                held = held[np.unique(place[held], return_index=True)[1]]  # the others have no margins of their own
+            else:
+                held = looked[behaviour_of[looked] == name]
             if len(own) > len(measured) and min(len(measured), len(held)) > 1:
                 sides.append((own[first], held))
                 share.append(1 - len(measured) / len(own))
                 trained = np.flatnonzero((behaviour_of == name) & is_train & np.isin(place, measured))
                 owner[trained] = known + np.searchsorted(measured, place[trained])
                 known += len(measured)
-        return cls(sides, np.array(share), np.where(owner < 0, known, owner)) if sides else None
+        if not sides:
+            return None
+        return cls(sides, np.array(share), np.where(owner < 0, known, owner), looked is not None)
 
     @property
-    def seen_and_held(self) -> NDArray[np.int64]:
-        """The pairs that `shift` wants to know of, side by side."""
-        return np.concatenate([side for both in self.sides for side in both])
+    def seen(self) -> NDArray[np.int64]:
+        """One pair for each measured training pair, behaviour by behaviour."""
+        return np.concatenate([seen for seen, _ in self.sides])
 
-    def shift(self, learned: FloatArray) -> FloatArray:
+    @property
+    def held(self) -> NDArray[np.int64]:
+        """Held-out pairs, behaviour by behaviour."""
+        return np.concatenate([held for _, held in self.sides])
+
+    def shift(self, seen: FloatArray, held: FloatArray) -> FloatArray:
         """What is no part of each pair's margin, shape (n,).
 
         Args:
-            learned: what the simulation has added to the margins of `seen_and_held`.
+            seen: what the simulation has added to the margins of `seen`.
+            held: and to those of `held`.
         """
-        parts = iter(np.split(learned, np.cumsum([len(side) for both in self.sides for side in both])[:-1]))
-        both = [(seen, next(parts)) for seen in parts]
+        ends = [np.cumsum([len(both[side]) for both in self.sides])[:-1] for side in (0, 1)]
+        both = [*zip(np.split(seen, ends[0]), np.split(held, ends[1]), strict=True)]
         gap = np.array([seen.mean() - held.mean() for seen, held in both])
         # what measured pairs have of their own is in the gap to be taken off, no noise in it
         noise = np.array([held.var(ddof=1) * (1 / len(seen) + 1 / len(held)) for seen, held in both])
@@ -87,6 +108,52 @@ class ByHeart(NamedTuple):
             for share, common, (seen, _) in zip(self.share, shrunk(gap, noise), both, strict=True)
         ]
         return np.append(np.concatenate(found), 0.0)[self.owner]
+
+
+class Followed:
+    """What pairs learn by heart along one simulated run.
+
+    Args:
+        by_heart: whose pairs are followed.
+        start: margins around the first anchor.
+        parameters: before the first step.
+        number: which margins of `start` they are: 0, or n for the chosen scores of n pairs.
+    """
+
+    def __init__(
+        self, by_heart: ByHeart, start: MarginModel, parameters: Mapping[str, Tensor], number: int = 0
+    ) -> None:
+        """Nothing is learned yet."""
+        self._by_heart, self._number = by_heart, number
+        self._begun = self._sides(start, parameters)
+        self._at_anchor: tuple[FloatArray, FloatArray] | None = None
+
+    def anchor(self, found: Anchored, parameters: Mapping[str, Tensor]) -> None:
+        """Compare both sides at an anchor, before margins are taken up there."""
+        seen, held = self._sides(found, parameters)
+        self._at_anchor = seen - self._begun[0], held - self._begun[1]
+
+    def shift(self, model: MarginModel, parameters: Mapping[str, Tensor]) -> FloatArray | None:
+        """What is no part of each pair's margin now, shape (n,); None: nothing is known of it yet."""
+        if not self._by_heart.looked:
+            seen, held = self._sides(model, parameters)
+            return self._by_heart.shift(seen - self._begun[0], held - self._begun[1])
+        if self._at_anchor is None:
+            return None
+        seen, (before, held) = self._margins(model, parameters, self._by_heart.seen) - self._begun[0], self._at_anchor
+        size = np.sqrt(np.mean(before**2))
+        return self._by_heart.shift(seen, held * np.sqrt(np.mean(seen**2)) / size if size else held)
+
+    def _sides(self, model: MarginModel, parameters: Mapping[str, Tensor]) -> tuple[FloatArray, FloatArray]:
+        seen = self._margins(model, parameters, self._by_heart.seen)
+        if not self._by_heart.looked:
+            return seen, self._margins(model, parameters, self._by_heart.held)
+        pairs, margins = model.looked  # pyright: ignore[reportAttributeAccessIssue]: it is an anchor's
+        chosen = len(pairs) if self._number else 0
+        return seen, margins[chosen + np.searchsorted(pairs, self._by_heart.held)]
+
+    def _margins(self, model: MarginModel, parameters: Mapping[str, Tensor], pairs: NDArray[np.int64]) -> FloatArray:
+        return all_margins(model, parameters, pairs + self._number).double().cpu().numpy()
 
 
 def own_part(both: Sequence[tuple[FloatArray, FloatArray]]) -> float:

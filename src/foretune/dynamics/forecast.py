@@ -70,6 +70,7 @@ class ForecastProblem(NamedTuple):
         variants: asked after the joint run for runs that could be instead, two at least, for its band; or none.
         place: the measured pair that each pair is, or that stands for it, shape (n,); None: all are themselves.
         measured: the measured pairs, shape (m,); None: all are.
+        looked: training pairs without features that are scored at anchors, to tell what is learned by heart; or None.
         look: scores `followed(observed)` with the model itself at the joint run's end, whose parameters it is given;
             returns None where that says nothing.
     """
@@ -94,13 +95,14 @@ class ForecastProblem(NamedTuple):
     variants: Callable[[], Sequence[Variant]] = tuple
     place: NDArray[np.int64] | None = None
     measured: NDArray[np.int64] | None = None
+    looked: NDArray[np.int64] | None = None
     look: Callable[[Mapping[str, Tensor]], FloatArray | None] = lambda parameters: None
 
     def by_heart(self, rows: NDArray[np.int64]) -> ByHeart | None:
         """What a run on these rows would learn by heart."""
         if self.place is None:
             return None
-        return ByHeart.of(self.place, rows, self.observed, self.behaviour_of, self.split_of == "train")
+        return ByHeart.of(self.place, rows, self.observed, self.behaviour_of, self.split_of == "train", self.looked)
 
     def offsets(self, pairs: NDArray[np.int64]) -> FloatArray:
         """What the loss adds to the margins of some pairs, shape (len(pairs),)."""

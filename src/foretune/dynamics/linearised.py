@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foretune.dynamics.margin_model import Looked
 from foretune.features.coordinates import Coordinates, kernel_error, spread
 from foretune.features.token_factors import AdaptedLayer
 from foretune.statistics.moments import RowSource
@@ -61,12 +62,14 @@ class WeightSpace(NamedTuple):
         offset: margin at the anchor less its linear part there, so that margin = offset + Σ s⟨G, B A⟩, shape (m,).
         stacks: the factors.
         place: the measured pair that each pair is, or that stands for it, shape (n,).
+        looked: pairs without features, and what the model made of them there.
     """
 
     anchor: dict[str, Tensor]
     offset: Tensor
     stacks: Sequence[LayerStack]
     place: NDArray[np.int64]
+    looked: Looked = Looked()
 
     @property
     def sampled(self) -> Mapping[str, Coordinates]:
@@ -116,6 +119,7 @@ class WholeWeights(NamedTuple):
         vectors: gradients of the other parameters, in their order, shape (m, Σ coordinates).
         decayed: names of the parameters that weight decay acts on.
         place: the measured pair that each pair is, or that stands for it, shape (n,).
+        looked: pairs without features, and what the model made of them there.
     """
 
     anchor: dict[str, Tensor]
@@ -124,6 +128,7 @@ class WholeWeights(NamedTuple):
     vectors: RowSource
     decayed: Collection[str] | None
     place: NDArray[np.int64]
+    looked: Looked = Looked()
 
     @property
     def sampled(self) -> Mapping[str, Coordinates]:
@@ -187,6 +192,7 @@ class Tangent(NamedTuple):
         sampled: of those parameters of which some coordinates are there, which they are and what each stands for.
         decayed: names of the parameters that weight decay acts on.
         place: the measured pair that each pair is, or that stands for it, shape (n,).
+        looked: pairs without features, and what the model made of them there.
     """
 
     anchor: dict[str, Tensor]
@@ -195,6 +201,7 @@ class Tangent(NamedTuple):
     sampled: Mapping[str, Coordinates]
     decayed: Collection[str] | None
     place: NDArray[np.int64]
+    looked: Looked = Looked()
 
     def start(self) -> dict[str, Tensor]:
         """The anchor."""

@@ -1,7 +1,7 @@
 """Margins of pairs as a known function of what is trained: what a simulated run steps on."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +39,18 @@ class MarginModel(Protocol):
         ...
 
 
+class Looked(NamedTuple):
+    """Pairs without features that the model itself scored at an anchor.
+
+    Attributes:
+        pairs: which, in ascending order, shape (k,).
+        margins: theirs against the reference, of a sided loss their chosen scores after them; shape (k,) or (2k,).
+    """
+
+    pairs: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+    margins: NDArray[np.float64] = np.empty(0)
+
+
 class Anchored(MarginModel, Protocol):
     """Margins in first order around parameters where the features of some pairs were taken."""
 
@@ -47,9 +59,21 @@ class Anchored(MarginModel, Protocol):
         """The measured pair that each pair is, or that stands for it, shape (n,)."""
         ...
 
+    @property
+    def looked(self) -> Looked:
+        """Pairs without features, and what the model made of them there."""
+        ...
+
     def shifted(self, gap: Tensor) -> "Anchored":
         """The same with margins of the measured pairs that are so much greater, shape (m,)."""
         ...
+
+
+@torch.no_grad()
+def all_margins(model: MarginModel, parameters: Mapping[str, Tensor], pairs: NDArray[np.int64]) -> Tensor:
+    """Margins of some pairs, a few at a time, shape (len(pairs),)."""
+    parts = torch.as_tensor(pairs).split(PAIRS_AT_ONCE)
+    return torch.cat([model.margins(parameters, part) for part in parts])
 
 
 # (steps done, parameters now) → margins around another anchor from here on, or None
@@ -63,8 +87,6 @@ def taken_up(anchored: Anchored, before: MarginModel, parameters: Mapping[str, T
     gained, and what was extrapolated knows nothing of how features have turned. The real gain lies halfway where they
     grow as much as they turn (our own derivation, docs/theory.md; measured in design/twin.md).
     """
-    pairs = torch.from_numpy(np.unique(anchored.place, return_index=True)[1])
-    gaps = [
-        before.margins(parameters, part) - anchored.margins(parameters, part) for part in pairs.split(PAIRS_AT_ONCE)
-    ]
-    return anchored.shifted(torch.cat(gaps) / 2)
+    pairs = np.unique(anchored.place, return_index=True)[1]
+    gap = all_margins(before, parameters, pairs) - all_margins(anchored, parameters, pairs)
+    return anchored.shifted(gap / 2)

@@ -9,10 +9,9 @@ from math import ceil, inf
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from foretune.dynamics.margin_model import PAIRS_AT_ONCE, Anchored
+from foretune.dynamics.margin_model import Anchored, all_margins
 from foretune.objectives.base import FloatArray
 
 # Of the interval that the error asks for, the part that is taken; and how much longer or shorter the next one may be.
@@ -122,13 +121,12 @@ class Relinearisation:
     ) -> None:
         """Nothing is taken yet."""
         self._model, self._since, self._at = start, step, at
-        self._observed, self._behaviour_of = torch.as_tensor(observed), behaviour_of
+        self._observed, self._behaviour_of = observed, behaviour_of
         self._tolerance, self._shortest, self._longest = tolerance, shortest, longest
         first = float(every or max(FIRST_INTERVAL, shortest))
         self._interval = min(first, longest) if tolerance else float(every)
         self.drifts: list[Drift] = []
 
-    @torch.no_grad()
     def __call__(self, step: int, parameters: Mapping[str, Tensor]) -> Anchored | None:
         """The margins around `parameters` where an anchor is due after `step`."""
         if not self._interval or step - self._since < round(self._interval):
@@ -146,8 +144,7 @@ class Relinearisation:
         return self._model
 
     def _margins(self, parameters: Mapping[str, Tensor]) -> FloatArray:
-        parts = self._observed.split(PAIRS_AT_ONCE)
-        return torch.cat([self._model.margins(parameters, part) for part in parts]).double().cpu().numpy()
+        return all_margins(self._model, parameters, self._observed).double().cpu().numpy()
 
 
 def _drift(

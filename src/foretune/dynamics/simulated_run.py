@@ -18,9 +18,9 @@ from torch.nn.functional import pad
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from foretune.dynamics.arguments import check_coordinatewise, in_order, quiet_copy
-from foretune.dynamics.by_heart import TIMES, ByHeart
+from foretune.dynamics.by_heart import TIMES, ByHeart, Followed
 from foretune.dynamics.curves import observation_steps
-from foretune.dynamics.margin_model import PAIRS_AT_ONCE, MarginModel, Renewal, taken_up
+from foretune.dynamics.margin_model import MarginModel, Renewal, all_margins, taken_up
 from foretune.features.coordinates import Coordinates
 from foretune.objectives import LossOfPairs, RankingLoss, SidedLoss, Unpaired, unpaired_order
 
@@ -103,11 +103,10 @@ def simulate_run(
         recorder = _Recorder(
             problem,
             model,
-            torch.as_tensor(np.asarray(observed)),
+            np.asarray(observed),
             observations,
             renewal,
-            by_heart,
-            isinstance(objective, SidedLoss),
+            _followed(by_heart, problem, np.asarray(observed), isinstance(objective, SidedLoss)),
         )
         trainer = _Trainer(
             model=model,
@@ -266,24 +265,29 @@ def _coordinates_of(value: Any, coordinates: Coordinates | None) -> Any:
     return value.flatten()[coordinates.index.to(value.device)]
 
 
+def _followed(
+    by_heart: ByHeart | None, problem: MarginModel, observed: NDArray[np.int64], sided: bool
+) -> list[Followed]:
+    """Of margins, and of chosen scores, which can be recorded while the loss sees margins alone."""
+    if by_heart is None:
+        return []
+    number = len(by_heart.owner)
+    both = sided or observed.max() >= number
+    return [Followed(by_heart, problem, problem.start(), first) for first in ((0, number) if both else (0,))]
+
+
 class _Recorder(TrainerCallback):
     def __init__(
         self,
         problem: MarginModel,
         model: _Parameters,
-        observed: Tensor,
+        observed: NDArray[np.int64],
         observations: int,
         renewal: Renewal | None,
-        by_heart: ByHeart | None,
-        sided: bool,
+        by_heart: Sequence[Followed],
     ) -> None:
         self.problem, self.model, self.observed, self.observations = problem, model, observed, observations
         self.renewal, self.by_heart = renewal, by_heart
-        # where margins begin, and chosen scores; those can be followed while the loss sees margins alone
-        self.firsts = (0,)
-        if by_heart and (sided or int(observed.max()) >= len(by_heart.owner)):
-            self.firsts = (0, len(by_heart.owner))
-        self.begun: dict[int, Tensor] = {}
         self.shift: Tensor | None = None
         self.observe_at: set[int] = set()
         self.shift_at: set[int] = set()
@@ -305,6 +309,8 @@ class _Recorder(TrainerCallback):
             if self.renewal is not None and state.global_step < state.max_steps:
                 renewed = self.renewal(state.global_step, self.model.by_name)
                 if renewed is not None:
+                    for own in self.by_heart:
+                        own.anchor(renewed, self.model.by_name)
                     self.problem = taken_up(renewed, self.problem, self.model.by_name)
         if state.global_step in self.shift_at | self.observe_at:
             shift = self._shift()
@@ -314,7 +320,7 @@ class _Recorder(TrainerCallback):
                 self._record(state.global_step, shift)
 
     def _record(self, step: int, shift: Tensor | None) -> None:
-        margins = self._margins_of(self.observed)
+        margins = all_margins(self.problem, self.model.by_name, self.observed).double().cpu()
         self.steps.append(step)
         self.end_margins = margins.numpy()
         self.margins.append((margins if shift is None else margins - shift[self.observed]).numpy())
@@ -325,18 +331,9 @@ class _Recorder(TrainerCallback):
 
     def _shift(self) -> Tensor | None:
         """What to take off every margin now, and every chosen score."""
-        if self.by_heart is None:
-            return None
-        found = []
-        for first in self.firsts:
-            margins = self._margins_of(torch.from_numpy(self.by_heart.seen_and_held + first))
-            found.append(self.by_heart.shift((margins - self.begun.setdefault(first, margins)).numpy()))
-        return torch.from_numpy(np.concatenate(found))
-
-    @torch.no_grad()
-    def _margins_of(self, pairs: Tensor) -> Tensor:
-        parts = pairs.split(PAIRS_AT_ONCE)
-        return torch.cat([self.problem.margins(self.model.by_name, part) for part in parts]).double().cpu()
+        found = [own.shift(self.problem, self.model.by_name) for own in self.by_heart]
+        known = [shift for shift in found if shift is not None]
+        return torch.from_numpy(np.concatenate(known)) if known else None
 
 
 class _Rows(torch.utils.data.Dataset):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from foretune import processes
-from foretune.dynamics.anchors import write_tangent, write_weight_space, write_whole_weights
+from foretune.dynamics.anchors import Known, write_tangent, write_weight_space, write_whole_weights
 from foretune.dynamics.arguments import check_coordinatewise
 from foretune.errors import UserError
 from foretune.features.coordinates import Coordinates, sample_coordinates
@@ -39,7 +39,7 @@ class Form(Protocol):
         """Write the features of all pairs; their margins, shape (pairs,)."""
         ...
 
-    def write(self, store: ShardStore, margin: NDArray[np.float64], place: NDArray[np.int64]) -> None:
+    def write(self, store: ShardStore, known: Known) -> None:
         """Write the anchor that `read_anchor` reads; arguments as of `write_weight_space`."""
         ...
 
@@ -67,9 +67,9 @@ class WeightSpaceForm(NamedTuple):
         measure_factors(self.model, pairs, self.layers, store, rank=self.rank, packed=packed, progress=progress)
         return read_factors(store, len(pairs), len(layers_alike(self.model, self.layers))).margin
 
-    def write(self, store: ShardStore, margin: NDArray[np.float64], place: NDArray[np.int64]) -> None:
+    def write(self, store: ShardStore, known: Known) -> None:
         """Write the anchor."""
-        write_weight_space(store, self.parameters(), margin, place, layers_alike(self.model, self.layers))
+        write_weight_space(store, self.parameters(), known, layers_alike(self.model, self.layers))
 
 
 class WholeWeightsForm(NamedTuple):
@@ -100,9 +100,9 @@ class WholeWeightsForm(NamedTuple):
         measure_weight_factors(self.model, pairs, names, store, rank=self.rank, packed=packed, progress=progress)
         return read_weight_factors(store, len(pairs), []).margin
 
-    def write(self, store: ShardStore, margin: NDArray[np.float64], place: NDArray[np.int64]) -> None:
+    def write(self, store: ShardStore, known: Known) -> None:
         """Write the anchor."""
-        write_whole_weights(store, self.parameters(), margin, place, _decayed(self.model))
+        write_whole_weights(store, self.parameters(), known, _decayed(self.model))
 
 
 class TangentForm(NamedTuple):
@@ -137,9 +137,9 @@ class TangentForm(NamedTuple):
         measure_gradients(self.model, pairs, names, store, sampled=index, packed=packed, progress=progress)
         return read_gradients(store, len(pairs)).margin
 
-    def write(self, store: ShardStore, margin: NDArray[np.float64], place: NDArray[np.int64]) -> None:
+    def write(self, store: ShardStore, known: Known) -> None:
         """Write the anchor."""
-        write_tangent(store, self.parameters(), margin, place, self.sampled, _decayed(self.model))
+        write_tangent(store, self.parameters(), known, self.sampled, _decayed(self.model))
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:

@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import set_seed
 
 from foretune import processes
-from foretune.dynamics.anchors import Anchors, anchor_store, read_anchor
-from foretune.dynamics.margin_model import Anchored
+from foretune.dynamics.anchors import Anchors, Known, anchor_store, read_anchor
+from foretune.dynamics.by_heart import ByHeart
+from foretune.dynamics.margin_model import Anchored, Looked
 from foretune.features.pair_gradients import trainable_names
 from foretune.models.encoding import EncodedPair
 from foretune.models.load import load_model
@@ -41,6 +42,7 @@ class Lineariser:
         place: the measured pair that each pair is, or that stands for it: one of its behaviour and preferred answer;
             sided, then m more than that of its chosen score.
         keys: of the features that were taken, by step.
+        looked: training pairs without features that are scored wherever features are taken.
         num_looked: how many pairs were scored at simulated weights.
     """
 
@@ -50,8 +52,10 @@ class Lineariser:
         self.sided = isinstance(prepared.objective, SidedObjective)
         self.measured = measured_pairs(prepared)
         scored = prepared.job.convention.scored(prepared.pairs)
-        self._pairs, self._observed = (_Some(scored, own, self.sided) for own in (self.measured, prepared.observed))
         self.place = self.stand_ins()
+        self.looked = self._looked_at()
+        sides = self.measured, prepared.observed, self.looked
+        self._pairs, self._observed, self._beside = (_Some(scored, own, self.sided) for own in sides)
         self._model = trained_model(prepared)
         self._form = form_of(prepared.job, self._model, self._pairs, packed=self._packed)
         self._start = {}
@@ -61,8 +65,8 @@ class Lineariser:
         self.keys: dict[int, str] = {}
         references = reference_scores if self.sided else reference_margins
         reference = references(prepared, features_of(prepared, progress))
-        self._reference, self._observed_reference = (
-            reference[..., own].reshape(-1) for own in (self.measured, prepared.observed)
+        self._reference, self._observed_reference, self._beside_reference = (
+            reference[..., own].reshape(-1) for own in sides
         )
         self.num_looked = 0
 
@@ -75,6 +79,16 @@ class Lineariser:
         """`place`, or another one."""
         place = stand_ins(self._prepared, self.measured, draw)
         return np.concatenate([place, place + len(self.measured)]) if self.sided else place
+
+    def _looked_at(self) -> NDArray[np.int64]:
+        """Observed training pairs without features, where weights go on and no held-out pairs tell what is by heart."""
+        prepared, place = self._prepared, self.place[: len(self._prepared.pairs)]
+        is_train = prepared.split_of == "train"
+        heart = ByHeart.of(place, prepared.train_pairs, prepared.observed, prepared.behaviour_of, is_train)
+        if heart is not None or not prepared.several_passes:
+            return np.empty(0, dtype=np.int64)
+        as_many_more = prepared.representatives(2 * prepared.twin_pairs, split="train")
+        return np.setdiff1d(np.intersect1d(prepared.observed, as_many_more), self.measured)
 
     @property
     def _packed(self) -> bool:
@@ -97,7 +111,8 @@ class Lineariser:
             return
         dtype = next(self._model.parameters()).dtype
         if dtype != self._prepared.job.dtype():  # trained in another precision than the audit's
-            self._reference, self._observed_reference = map(self._margins, (self._pairs, self._observed))
+            both = map(self._margins, (self._pairs, self._observed, self._beside))
+            self._reference, self._observed_reference, self._beside_reference = both
         self._model.load_state_dict(load_model(str(checkpoint), dtype=dtype).model.state_dict())
 
     def at(self, step: int, parameters: Mapping[str, Tensor] | None = None) -> Anchored:
@@ -123,7 +138,10 @@ class Lineariser:
             margin = self._form.measure(self._pairs, store, packed=self._packed, progress=advance)
         if step == 0:
             self._reference = margin  # nothing has changed yet; another pass would round differently
-        processes.on_main(lambda: self._form.write(store, margin - self._reference, self.place))
+        found = self._margins(self._beside) - self._beside_reference if step else np.zeros(len(self._beside))
+        self.num_looked += len(self._beside) if step else 0
+        known = Known(margin - self._reference, self.place, Looked(self.looked, found))
+        processes.on_main(lambda: self._form.write(store, known))
         self.keys[step] = key
         return read_anchor(store, self._model.device)
 
@@ -138,6 +156,8 @@ class Lineariser:
 
     def _margins(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float64]:
         """Under the model as it is, shape (len(pairs),); several processes divide them."""
+        if not len(pairs):
+            return np.empty(0)
         chosen, rejected = divided_scores(self._model, pairs, packed=self._packed)
         return chosen - rejected
 

@@ -21,6 +21,7 @@ from foretune.dynamics.arguments import in_order
 from foretune.dynamics.by_heart import ByHeart
 from foretune.dynamics.closing_look import with_look
 from foretune.dynamics.curves import curve_rows
+from foretune.dynamics.margin_model import Anchored
 from foretune.dynamics.simulated_run import SimulatedRun, simulate_run
 from foretune.errors import UserError
 from foretune.objectives import LossOfPairs, Objective, SidedLoss, unpaired_order
@@ -108,10 +109,11 @@ class StoredTwin:
         begun, end = self.base.margins[self.base.steps.index(self.anchors.first)], self.base.margins[-1] - self._missed
         return with_look(changed, self._missed, end - changed.margins[0], begun - changed.margins[0])
 
-    def by_heart(self, place: np.ndarray, rows: np.ndarray) -> ByHeart | None:
+    def by_heart(self, start: Anchored, rows: np.ndarray) -> ByHeart | None:
         """What a run on these rows would learn by heart."""
-        behaviour_of = self.pairs["behaviour"]
-        return ByHeart.of(place[: len(behaviour_of)], rows, self.observed, behaviour_of, self.pairs["split"] == "train")
+        behaviour_of, looked = self.pairs["behaviour"], start.looked.pairs
+        place, is_train = start.place[: len(behaviour_of)], self.pairs["split"] == "train"
+        return ByHeart.of(place, rows, self.observed, behaviour_of, is_train, looked if len(looked) else None)
 
     def loss(self, name: str, job: Job) -> LossOfPairs:
         """A loss of all pairs, with a job's arguments.
@@ -201,7 +203,7 @@ def what_if(
             offsets=turned * offsets,
             checkpoint=twin.folder.path / "pilot" / "checkpoint" if first else None,
             renewal=lambda step, _: twin.anchors.get(step),
-            by_heart=twin.by_heart(start.place, rows),
+            by_heart=twin.by_heart(start, rows),
         )
     simulated = twin.with_look(simulated)
     if first:
