@@ -52,7 +52,7 @@ def rows(seed, pull, varied=0.0):
     return torch.tensor(lengths * (own + pull / np.sqrt(DIM)), dtype=torch.float32)
 
 
-def simulated(features, place, tmp_path, *, by_heart=None, offset=0.0, steps=60, looked=None):
+def simulated(features, place, tmp_path, *, by_heart=None, offset=0.0, steps=60, looked=None, observations=2):
     """Margins at the end of a run on all training rows, in which `place` says who stands for whom.
 
     `looked`: pairs that are scored at the start and after every twelfth step.
@@ -81,7 +81,7 @@ def simulated(features, place, tmp_path, *, by_heart=None, offset=0.0, steps=60,
         train_pairs=every[IS_TRAIN],
         weights=np.ones(TRAIN),
         observed=every,
-        observations=2,
+        observations=observations,
         by_heart=by_heart,
         renewal=renewal,
     ).margins
@@ -134,6 +134,21 @@ def test_training_rows_that_are_looked_at_tell_it_where_none_is_held_out(measure
     assert abs(np.mean(found)) < abs(np.mean(plain)) / 3
 
 
+def test_what_is_known_from_the_first_anchor_on_is_taken_off_what_was_recorded_before_it(tmp_path):
+    features, place, every = rows(0, 0.3), stand_ins(6), np.arange(TRAIN + HELD)
+    looked = every[6:TRAIN]
+    heart = ByHeart.of(place, every[IS_TRAIN], every[:TRAIN], NAMES, IS_TRAIN, looked)
+    runs = [
+        simulated(features, place, tmp_path, by_heart=heart, looked=looked, steps=steps, observations=5)
+        for steps in (16, 8)
+    ]
+    plain = simulated(features, place, tmp_path, looked=looked, steps=16, observations=5)
+    np.testing.assert_allclose(runs[0][0], 0, atol=1e-6)
+    for recorded in (1, 2):  # before step 12, the only anchor
+        assert plain[recorded, :6].mean() > 1.5 * runs[0][recorded, :6].mean() > 0
+    assert np.ptp(runs[1] - simulated(features, place, tmp_path, looked=looked, steps=8, observations=5)) == 0
+
+
 def test_before_the_first_anchor_nothing_is_known_of_rows_that_are_looked_at():
     place, every = stand_ins(6), np.arange(TRAIN + HELD)
     model = Linear(rows(0, 0.3), torch.zeros(len(place)), place)
@@ -141,13 +156,13 @@ def test_before_the_first_anchor_nothing_is_known_of_rows_that_are_looked_at():
     heart = ByHeart.of(place, every[IS_TRAIN], every[:TRAIN], NAMES, IS_TRAIN, looked)
     start = model.looking(model.start(), looked)
     followed = Followed(heart, start, model.start())
-    assert followed.shift(start, there) is None
+    assert followed.shift(followed.learned(start, there)) is None
     followed.anchor(model.looking(there, looked), there)
     learned = (model.features @ there["w"]).double().numpy()
     expected = heart.shift(learned[heart.seen], learned[heart.held])
-    np.testing.assert_allclose(followed.shift(start, there), expected, rtol=1e-5)
-    twice = {"w": 2 * there["w"]}
-    np.testing.assert_allclose(followed.shift(start, twice), 2 * expected, rtol=1e-5)
+    for times in (1, 2):
+        later = followed.learned(start, {"w": times * there["w"]})
+        np.testing.assert_allclose(followed.shift(later), times * expected, rtol=1e-5)
 
 
 def test_nothing_is_taken_off_before_the_first_step_or_from_held_out_pairs(tmp_path):

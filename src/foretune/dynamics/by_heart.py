@@ -110,6 +110,18 @@ class ByHeart(NamedTuple):
         return np.append(np.concatenate(found), 0.0)[self.owner]
 
 
+class Learned(NamedTuple):
+    """What pairs have learned at some step of a simulated run.
+
+    Attributes:
+        seen: those of `ByHeart.seen`.
+        held: those of `ByHeart.held`; None: they have no features.
+    """
+
+    seen: FloatArray
+    held: FloatArray | None
+
+
 class Followed:
     """What pairs learn by heart along one simulated run.
 
@@ -130,19 +142,25 @@ class Followed:
 
     def anchor(self, found: Anchored, parameters: Mapping[str, Tensor]) -> None:
         """Compare both sides at an anchor, before margins are taken up there."""
-        seen, held = self._sides(found, parameters)
-        self._at_anchor = seen - self._begun[0], held - self._begun[1]
+        if self._by_heart.looked:
+            seen, held = self._sides(found, parameters)
+            self._at_anchor = seen - self._begun[0], held - self._begun[1]
 
-    def shift(self, model: MarginModel, parameters: Mapping[str, Tensor]) -> FloatArray | None:
-        """What is no part of each pair's margin now, shape (n,); None: nothing is known of it yet."""
-        if not self._by_heart.looked:
-            seen, held = self._sides(model, parameters)
-            return self._by_heart.shift(seen - self._begun[0], held - self._begun[1])
-        if self._at_anchor is None:
-            return None
-        seen, (before, held) = self._margins(model, parameters, self._by_heart.seen) - self._begun[0], self._at_anchor
-        size = np.sqrt(np.mean(before**2))
-        return self._by_heart.shift(seen, held * np.sqrt(np.mean(seen**2)) / size if size else held)
+    def learned(self, model: MarginModel, parameters: Mapping[str, Tensor]) -> Learned:
+        """What both sides have learned so far, as far as it is simulated."""
+        seen = self._margins(model, parameters, self._by_heart.seen) - self._begun[0]
+        if self._by_heart.looked:
+            return Learned(seen, None)
+        return Learned(seen, self._margins(model, parameters, self._by_heart.held) - self._begun[1])
+
+    def shift(self, learned: Learned) -> FloatArray | None:
+        """What is no part of each pair's margin, shape (n,); None: there was no anchor yet to tell."""
+        seen, held = learned
+        if held is None and self._at_anchor is not None:
+            before, held = self._at_anchor
+            size = np.sqrt(np.mean(before**2))
+            held = held * np.sqrt(np.mean(seen**2)) / size if size else held
+        return None if held is None else self._by_heart.shift(seen, held)
 
     def _sides(self, model: MarginModel, parameters: Mapping[str, Tensor]) -> tuple[FloatArray, FloatArray]:
         seen = self._margins(model, parameters, self._by_heart.seen)

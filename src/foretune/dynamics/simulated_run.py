@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from foretune.dynamics.arguments import check_coordinatewise, in_order, quiet_copy
-from foretune.dynamics.by_heart import TIMES, ByHeart, Followed
+from foretune.dynamics.by_heart import TIMES, ByHeart, Followed, Learned
 from foretune.dynamics.curves import observation_steps
 from foretune.dynamics.margin_model import MarginModel, Renewal, all_margins, taken_up
 from foretune.features.coordinates import Coordinates
@@ -289,6 +289,7 @@ class _Recorder(TrainerCallback):
         self.problem, self.model, self.observed, self.observations = problem, model, observed, observations
         self.renewal, self.by_heart = renewal, by_heart
         self.shift: Tensor | None = None
+        self.untold: dict[int, list[Learned]] = {}
         self.observe_at: set[int] = set()
         self.shift_at: set[int] = set()
         self.steps: list[int] = []
@@ -299,7 +300,7 @@ class _Recorder(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.observe_at = set(observation_steps(state.max_steps, self.observations))
         self.shift_at = set(observation_steps(state.max_steps, TIMES)) if self.by_heart else set()
-        self._record(state.global_step, self._shift())
+        self._record(state.global_step)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.learning_rates.append(float(kwargs["lr_scheduler"].get_last_lr()[0]))
@@ -311,29 +312,41 @@ class _Recorder(TrainerCallback):
                 if renewed is not None:
                     for own in self.by_heart:
                         own.anchor(renewed, self.model.by_name)
+                    self._tell()
                     self.problem = taken_up(renewed, self.problem, self.model.by_name)
-        if state.global_step in self.shift_at | self.observe_at:
-            shift = self._shift()
-            if state.global_step in self.shift_at:
-                self.shift = shift
-            if state.global_step in self.observe_at:
-                self._record(state.global_step, shift)
+        if state.global_step in self.shift_at:
+            shift = self._shift(self._learned())
+            self.shift = None if shift is None else torch.from_numpy(shift)
+        if state.global_step in self.observe_at:
+            self._record(state.global_step)
 
-    def _record(self, step: int, shift: Tensor | None) -> None:
-        margins = all_margins(self.problem, self.model.by_name, self.observed).double().cpu()
+    def _record(self, step: int) -> None:
         self.steps.append(step)
-        self.end_margins = margins.numpy()
-        self.margins.append((margins if shift is None else margins - shift[self.observed]).numpy())
+        self.end_margins = all_margins(self.problem, self.model.by_name, self.observed).double().cpu().numpy()
+        self.margins.append(self.end_margins)
+        self.untold[len(self.steps) - 1] = self._learned()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Take off recorded margins what is learned by heart, as soon as that is known."""
+        for place, learned in [*self.untold.items()]:
+            shift = self._shift(learned)
+            if shift is not None:
+                self.margins[place] = self.margins[place] - shift[self.observed]
+                del self.untold[place]
 
     def without(self, margins: Tensor, pairs: Tensor) -> Tensor:
         """Margins of some pairs as the loss should see them."""
         return margins if self.shift is None else margins - self.shift[pairs].to(margins)
 
-    def _shift(self) -> Tensor | None:
-        """What to take off every margin now, and every chosen score."""
-        found = [own.shift(self.problem, self.model.by_name) for own in self.by_heart]
+    def _learned(self) -> list[Learned]:
+        return [own.learned(self.problem, self.model.by_name) for own in self.by_heart]
+
+    def _shift(self, learned: Sequence[Learned]) -> NDArray[np.float64] | None:
+        """What to take off every margin, and every chosen score."""
+        found = [own.shift(part) for own, part in zip(self.by_heart, learned, strict=True)]
         known = [shift for shift in found if shift is not None]
-        return torch.from_numpy(np.concatenate(known)) if known else None
+        return np.concatenate(known) if known else None
 
 
 class _Rows(torch.utils.data.Dataset):
