@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 
 from foretune.cli.finish import finish
+from foretune.cli.run_folder import add_run_folder
 from foretune.records import load_run
 from foretune.report import model_card_block, to_json
 
@@ -12,7 +13,7 @@ from foretune.report import model_card_block, to_json
 def run(arguments: Sequence[str]) -> None:
     """Parse and show."""
     parser = argparse.ArgumentParser("foretune report", description="Show what a run folder holds.")
-    parser.add_argument("--output_dir", default="trainer_output", help="the run folder")
+    add_run_folder(parser)
     parser.add_argument("--format", default="html", choices=["html", "json", "card"], help="json and card go to stdout")
     given = parser.parse_args(arguments)
     folder = load_run(given.output_dir)
