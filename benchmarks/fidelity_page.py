@@ -36,10 +36,11 @@ behaviour; test mixtures are reported, all criteria were fixed before the first 
   missing, the forecast is older and of those with the lowest ids, as good as drawn. *n held out*: so many more of each
   behaviour are measured and not trained on, which tell what pairs that stand for others learn by heart; on free text,
   five passes are older than the part of it that is taken off pair by pair.
-- *n looked at*: so many pairs of each behaviour, the measured ones among them, are scored by the model itself with the
-  weights of the simulated run's end (`--observe_pairs`, where features are taken more than once). Several passes
-  without it are older: at each anchor their margins went on from what was found there, not from halfway
-  ([theory](theory.md#the-linearised-twin)), which curves and high learning rates suffer from.
+- *n looked at*: so many pairs of each behaviour (`--observe_pairs`), the measured ones among them, are scored by the
+  model itself with the weights of the simulated run's end. As many as are measured are scored at each anchor, too: not
+  yet with 10 pairs, pilots, other learning rates, 2,000 steps and all weights, where it changes little
+  ([design](../design/twin.md)). Several passes without a look are older still: margins went on from what was found at
+  an anchor, not from halfway ([theory](theory.md#the-linearised-twin)), which high learning rates suffer from.
 - *pilot*: the first 5, 10 or 20 % of the steps are trained really, the rest is forecast (`--pilot_fraction`).
 - *persistence*: the pilot's own last losses and margins, taken for the end's. *Distinguishability* and *behaviour
   kernel*: the order that the audit gives. *Naive kernel*: mean cosine of a behaviour's mean hidden state with those
@@ -47,15 +48,14 @@ behaviour; test mixtures are reported, all criteria were fixed before the first 
 - *real run, n % of the steps*: the rival, the same run really trained for fewer steps, its schedule compressed; with
   its own learning rate, or a higher one. *Another seed*: the same run with another batch order, dropout and start:
   what noise allows.
-- *cost*: rows that go forward and backward through the model, over those of the run; left out are the forward passes
-  over all rows that TRL makes for the reference and foretune for its audit, and observing, be it the end of a shorter
-  run or the look at the end of a simulated one. *CPU s*: of one thread of a shared machine, the band's runs included.
+- *cost*: rows that go forward and backward through the model, over those of the run; not forward passes: TRL's for the
+  reference, the audit's, those that observe. *CPU s*: of one thread of a shared machine, the band's runs included.
 - *end*: after the last step. *lazy*: the last observed step at which the mean loss is still at least 0.68. Spearman
   is of the behaviours' losses, observed ones over all 100 pairs of each; *same pairs*: over those that were forecast
   alone. R² and slope are of single pairs' margins. Medians over runs; in brackets the medians of the bounds of 95 %
   bootstrap intervals over behaviours.
-- Some runs in bfloat16 were trained anew on another machine (2,000 steps: from a mean loss of 0.495 at the end to
-  0.488; the others differ by less): methods that were not repeated (`of_earlier_run`) are beside the earlier ones.
+- Some bfloat16 runs were trained anew on another machine (2,000 steps: mean loss at the end 0.495, now 0.488; others
+  differ less): methods not repeated (`of_earlier_run`) are beside the earlier ones.
 - *float32*: the same trained adapters, measured in float32. What a bfloat16 run observes of itself is rounded by a
   third of a nat a pair (standard deviation), as much as pairs have moved by the end of the lazy part.
 
