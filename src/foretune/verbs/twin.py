@@ -111,8 +111,8 @@ class Lineariser:
             return
         dtype = next(self._model.parameters()).dtype
         if dtype != self._prepared.job.dtype():  # trained in another precision than the audit's
-            both = map(self._margins, (self._pairs, self._observed, self._beside))
-            self._reference, self._observed_reference, self._beside_reference = both
+            found = map(self._margins, (self._pairs, self._observed, self._beside))
+            self._reference, self._observed_reference, self._beside_reference = found
         self._model.load_state_dict(load_model(str(checkpoint), dtype=dtype).model.state_dict())
 
     def at(self, step: int, parameters: Mapping[str, Tensor] | None = None) -> Anchored:
