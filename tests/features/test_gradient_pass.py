@@ -11,6 +11,7 @@ from tests.features.test_token_factors import with_lora
 from foretune.features import gradient_pass
 from foretune.features.gradient_pass import GradientPass
 from foretune.features.pair_gradients import batch_gradients, trainable_names
+from foretune.models.dtype import float32_products_of
 from foretune.models.encoding import EncodedPair
 
 
@@ -63,8 +64,31 @@ def test_workers_overlap_on_views_of_one_model_that_is_left_as_it_was(small_batc
     assert all(torch.equal(own, before[name]) for name, own in model.named_parameters())
 
 
-@pytest.mark.parametrize(("dtype", "budget"), [(torch.bfloat16, 2048), (torch.float32, 30)])
-def test_half_precision_and_pairs_of_the_whole_budget_are_computed_one_after_the_other(dtype, budget, monkeypatch):
+def test_in_half_precision_the_number_of_workers_changes_nothing(small_batches):
+    model, pairs = with_lora("llama").to(torch.bfloat16), make_pairs(0) + make_pairs(1)
+    for name, own in model.named_parameters():  # PEFT keeps adapters in float32
+        own.data = own.data.float() if "lora" in name else own.data
+    compute = gradients_by(model, trainable_names(model))
+    found = []
+    for count in (1, 3):
+        with threads(count):
+            found += [GradientPass(model, budget=40 * count)(pairs, compute) for _ in range(5)]
+    for part, expected in found[0].items():
+        assert all((own[part] - expected).norm() <= 1e-6 * expected.norm() for own in found)
+
+
+def test_no_worker_sets_the_precision_of_the_others_products(small_batches):
+    def precision_inside(view=None, batch=(None,)):
+        with float32_products_of(torch.bfloat16):
+            return {"bf16": torch.tensor([torch.backends.mkldnn.matmul.fp32_precision == "bf16"] * len(batch))}
+
+    with threads(2):
+        found = GradientPass(make_model("llama").to(torch.bfloat16), budget=80)(make_pairs(), precision_inside)
+    assert not found["bf16"].any()
+    assert precision_inside()["bf16"].all()
+
+
+def test_pairs_of_the_whole_budget_are_computed_one_after_the_other(monkeypatch):
     workers = []
 
     def recorded(compute, items, count):
@@ -72,8 +96,8 @@ def test_half_precision_and_pairs_of_the_whole_budget_are_computed_one_after_the
         return [compute(item) for item in items]
 
     monkeypatch.setattr(gradient_pass, "side_by_side", recorded)
-    model = make_model("llama").to(dtype)
+    model = make_model("llama")
     pair = EncodedPair(0, "b", "train", 1.0, [1] * 20, [2, 3], [4], False)
     with threads(4):
-        GradientPass(model, budget=budget)([pair] * 4, gradients_by(model, trainable_names(model)[-1:]))
+        GradientPass(model, budget=30)([pair] * 4, gradients_by(model, trainable_names(model)[-1:]))
     assert workers == [1]

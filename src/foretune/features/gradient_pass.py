@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from foretune.models.batches import packed_length, token_batches
+from foretune.models.dtype import exact_float32_products
 from foretune.models.encoding import EncodedPair
 from foretune.models.evaluating import evaluating
 from foretune.models.sharded import is_sharded
@@ -24,8 +25,8 @@ OfBatch = Callable[[nn.Module, Sequence[EncodedPair]], dict[str, Tensor]]
 class GradientPass:
     """Batches side by side, each on a view of the model: its parameters in modules of its own.
 
-    So each batch has its own hooks and settings. Only models in float32 or wider are run so: for others attention sets
-    the precision of all float32 products of the process, which no other batch must meet.
+    So each batch has its own hooks and settings. On a CPU float32 products are exact meanwhile, also in attention: it
+    would set the precision of the whole process, which no other batch must meet.
 
     Args:
         model: a causal language model, on any device; its parameters are the same in all calls of this pass.
@@ -35,9 +36,9 @@ class GradientPass:
     def __init__(self, model: nn.Module, *, budget: int = BUDGET) -> None:
         """Nothing is computed yet."""
         self._model, self._budget = model, budget
-        wide = all(own.dtype in (torch.float32, torch.float64) for own in model.parameters())
-        alone = not wide or is_sharded(model)
-        self._workers = 1 if alone else num_workers(next(model.parameters()).device)
+        device = next(model.parameters()).device
+        self._workers = 1 if is_sharded(model) else num_workers(device)
+        self._products = exact_float32_products if device.type == "cpu" else nullcontext
         self._views: list[nn.Module] = [model]
 
     def __call__(self, pairs: Sequence[EncodedPair], compute: OfBatch) -> dict[str, Tensor]:
@@ -58,7 +59,7 @@ class GradientPass:
             finally:
                 idle.append(view)
 
-        with frozen(self._model):
+        with frozen(self._model), self._products():
             while len(self._views) < min(workers, len(batches)):
                 self._views.append(_view(self._model))
             idle += self._views

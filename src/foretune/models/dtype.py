@@ -9,6 +9,9 @@ import torch
 # A gain smaller than this is not worth bfloat16's rounding.
 WORTHWHILE_SPEED_UP = 1.3
 
+# Of how many `exact_float32_products` the process is inside.
+_exact = 0
+
 
 def matmul_seconds(dtype: torch.dtype, device: torch.device, *, size: int = 768, repeats: int = 5) -> float:
     """Median seconds of one `size`³ matrix product, after a warm-up."""
@@ -37,7 +40,7 @@ def float32_products_of(dtype: torch.dtype) -> Iterator[None]:
     So factors that are bfloat16 numbers already are multiplied exactly, several times as fast: on CPUs by oneDNN's
     bfloat16 products, on CUDA devices by TF32, which holds bfloat16 numbers.
     """
-    if dtype != torch.bfloat16:
+    if dtype != torch.bfloat16 or _exact:
         yield
         return
     mkldnn, cuda = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
@@ -47,6 +50,20 @@ def float32_products_of(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         mkldnn.fp32_precision, cuda.fp32_precision = before
+
+
+@contextmanager
+def exact_float32_products() -> Iterator[None]:
+    """Inside, in all threads, `float32_products_of` changes nothing.
+
+    The precision is the process's: threads side by side would set it for each other's products of other numbers.
+    """
+    global _exact
+    _exact += 1
+    try:
+        yield
+    finally:
+        _exact -= 1
 
 
 def _synchronise(device: torch.device) -> None:
