@@ -61,13 +61,16 @@ def test_a_short_run_is_forecast_from_its_start(trained, tmp_path):
     assert found["margin_slope"] == pytest.approx(1, abs=0.15)
 
 
-def test_a_forecast_as_dear_as_its_run_says_so(trained, tmp_path):
+def test_a_forecast_as_dear_as_its_run_says_so_before_it_begins(trained, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "run")
     assert run("forecast", "--output_dir", str(tmp_path / "run"), "--relinearise_every", "3") == 0
+    said = capsys.readouterr().err
+    assert said.count("answers about as soon") == 1
+    assert said.index("answers about as soon") < said.index("the joint run")
     found = load_run(tmp_path / "run").record["forecast"]
     table = load_run(tmp_path / "run").read_table("pairs", ["behaviour", "split"]).to_pylist()
     assert found["cost"] == pytest.approx(4 * len(table) / (12 * 8))  # every pair is measured, in four passes
-    assert any("`foretune train` answers" in note for note in found["notes"])
+    assert any(f"at least {found['cost']:.0%} as many rows" in note for note in found["notes"])
 
 
 def test_features_taken_anew_after_every_step_follow_the_run(trained, tmp_path):

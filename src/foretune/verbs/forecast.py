@@ -31,7 +31,7 @@ from foretune.verbs.audit import (
 )
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, prepare
-from foretune.verbs.problems import output_layer_problem, twin_problem
+from foretune.verbs.problems import output_layer_problem, planned_cost, twin_problem
 from foretune.verbs.progress import Progress
 from foretune.verbs.real_run import training_settings
 from foretune.verbs.twin import Lineariser, scalings
@@ -97,16 +97,18 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         section |= _trust(prepared, problem, result)
         section["look_explains"] = result.look and result.look.explained
         section["cost"] = _cost(section, lineariser)
-        section["notes"] += [*_doubts(section["confidence"], lineariser.renewable), *_alternative(section["cost"])]
-        section["notes"] += [*_by_heart(problem), *_unbelieved(result.look)]
+        section["notes"] += [*_doubts(section["confidence"], lineariser.renewable), *_by_heart(problem)]
+        section["notes"] += _unbelieved(result.look)
     if isinstance(problem.margins, Tangent):
         section["kernel_error"] = problem.margins.kernel_error()
     section["anchors"] = lineariser.keys if lineariser else {}
     processes.on_main(lambda: discard_anchors(run.path, but=section["anchors"]))
     if problem.features is not None:
         section["theory"] = _theory(measure(prepared, features_of(prepared, progress)), problem, result)
+    notes = section["notes"]
+    section["notes"] = [*notes, *(_alternative(prepared, lineariser) if lineariser else [])]  # said before it began
     run.finish_stage("forecast", key=key, seconds=watch.seconds, forecast=section)
-    for note in section["notes"]:
+    for note in notes:
         progress.say(note)
     return run
 
@@ -135,6 +137,8 @@ def simulated(
     """Forecast the run of an audited job; pilot and features of a twin are kept below `folder` of the run folder."""
     job = prepared.job
     lineariser = None if job.twin == "output_layer" else Lineariser(prepared, progress, job.run.path / folder)
+    for note in _alternative(prepared, lineariser) if lineariser else []:
+        progress.say(note)
     try:
         problem = (
             twin_problem(prepared, objective, progress, lineariser, pilot_folder=f"{folder}/pilot")
@@ -186,12 +190,14 @@ def _cost(section: dict[str, Any], lineariser: Lineariser) -> float:
     return (pilot_rows + features + lineariser.num_looked / 2) / (section["steps"] * section["batch_size"])
 
 
-def _alternative(cost: float) -> list[str]:
+def _alternative(prepared: Prepared, lineariser: Lineariser) -> list[str]:
+    cost = planned_cost(prepared, lineariser)
     if cost < DEAR:
         return []
     return [
-        f"This forecast read {cost:.0%} as many rows forward and backward as the run itself will: for so short a run "
-        "`foretune train` answers about as soon, and exactly. Fewer --twin_pairs and --observe_pairs make it cheaper."
+        f"This forecast reads at least {cost:.0%} as many rows forward and backward as the run itself will: for so short "
+        "a run `foretune train` answers about as soon, and exactly. Fewer --twin_pairs and --observe_pairs make it "
+        "cheaper."
     ]
 
 

@@ -123,6 +123,16 @@ def _look(
     return lineariser.look(parameters)
 
 
+def planned_cost(prepared: Prepared, lineariser: Lineariser) -> float:
+    """Rows that pilot and features will read at least, over those of the run."""
+    job = prepared.job
+    steps = job.num_steps(prepared.num_train_units)
+    begun = round(steps * job.ours.pilot_fraction)
+    left = max(steps - begun, 1)
+    every = _interval(job, lineariser, left) or (ceil(left / MOST_PASSES) if job.ours.relinearise_tolerance else left)
+    return begun / steps + ceil(left / every) * lineariser.num_measured / (steps * job.rows_per_step)
+
+
 def _interval(job: Job, lineariser: Lineariser, num_steps: int) -> int:
     """Steps between passes: as asked for, else what the run can afford."""
     ours = job.ours
