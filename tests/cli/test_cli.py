@@ -364,6 +364,25 @@ def test_help_imports_nothing_heavy():
     assert not {"torch", "transformers", "trl", "numpy", "plotly", "datasets"} & set(modules)
 
 
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_when_torch_is_loaded_its_threads_are_told_not_to_wait_long_on_a_core(given, spins):
+    code = (
+        "import os, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'torch':\n"
+        "            print(os.environ.get('GOMP_SPINCOUNT'), flush=True)\n"
+        "            os._exit(0)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from foretune.cli.main import main; main(['audit', '--dataset_name', 'bundled:statements'])"
+    )
+    unset = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=unset | given, check=True)
+    assert found.stdout.split() == [spins]
+
+
 def test_the_report_needs_no_torch(finished):
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"

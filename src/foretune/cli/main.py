@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given[0] not in VERBS:
         _fail(f"unknown verb '{given[0]}': use {', '.join(VERBS)}.")
     _quiet_libraries()
+    _wait_asleep()
     from foretune.errors import UserError
 
     processes.start()
@@ -95,6 +96,16 @@ def _fail_on_resources(error: BaseException) -> None:
 
 def _fail(sentence: str, *, code: int = 2) -> NoReturn:
     processes.stop(sentence, code=code)
+
+
+def _wait_asleep() -> None:
+    """Let OpenMP threads (GNU's, on Linux) that wait for each other go to sleep after some microseconds.
+
+    By default that takes milliseconds, after each operation: where another process computes, such a thread holds the core
+    that the one it waits for needs (measured: design/forward-passes.md). To be set before torch is loaded.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def _quiet_libraries() -> None:

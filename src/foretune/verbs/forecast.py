@@ -195,9 +195,9 @@ def _alternative(prepared: Prepared, lineariser: Lineariser) -> list[str]:
     if cost < DEAR:
         return []
     return [
-        f"This forecast reads at least {cost:.0%} as many rows forward and backward as the run itself will: for so short "
-        "a run `foretune train` answers about as soon, and exactly. Fewer --twin_pairs and --observe_pairs make it "
-        "cheaper."
+        f"This forecast reads at least {cost:.0%} as many rows forward and backward as the run itself will: for so "
+        "short a run `foretune train` answers about as soon, and exactly. Fewer --twin_pairs and --observe_pairs make "
+        "it cheaper."
     ]
 
 
