@@ -101,8 +101,8 @@ def _fail(sentence: str, *, code: int = 2) -> NoReturn:
 def _wait_asleep() -> None:
     """Let OpenMP threads (GNU's, on Linux) that wait for each other go to sleep after some microseconds.
 
-    By default that takes milliseconds, after each operation: where another process computes, such a thread holds the core
-    that the one it waits for needs (measured: design/forward-passes.md). To be set before torch is loaded.
+    By default that takes milliseconds, after each operation: where another process computes, such a thread holds the
+    core that the one it waits for needs (measured: design/forward-passes.md). To be set before torch is loaded.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
