@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foretune.dynamics.margin_model import Anchored, MarginModel, all_margins
+from foretune.dynamics.margin_model import NO_PAIRS, Anchored, MarginModel, all_margins
 from foretune.statistics.moments import FloatArray
 
 # How often along a run the gaps are taken.
@@ -48,7 +48,7 @@ class ByHeart(NamedTuple):
         observed: NDArray[np.int64],
         behaviour_of: np.ndarray,
         is_train: NDArray[np.bool_],
-        looked: NDArray[np.int64] | None = None,
+        looked: NDArray[np.int64] = NO_PAIRS,
     ) -> "ByHeart | None":
         """None where each pair stands for itself alone, or too few are held out to tell.
 
@@ -65,7 +65,7 @@ class ByHeart(NamedTuple):
         for name in np.unique(behaviour_of[rows]):
             own = rows[behaviour_of[rows] == name]
             measured, first = np.unique(place[own], return_index=True)
-            if looked is None:
+            if not len(looked):
                 held = observed[((behaviour_of == name) & ~is_train)[observed]]
                 held = held[np.unique(place[held], return_index=True)[1]]  # the others have no margins of their own
             else:
@@ -78,7 +78,7 @@ class ByHeart(NamedTuple):
                 known += len(measured)
         if not sides:
             return None
-        return cls(sides, np.array(share), np.where(owner < 0, known, owner), looked is not None)
+        return cls(sides, np.array(share), np.where(owner < 0, known, owner), len(looked) > 0)
 
     @property
     def seen(self) -> NDArray[np.int64]:

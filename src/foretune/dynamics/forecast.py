@@ -16,7 +16,7 @@ from foretune.dynamics.closed_form import second_order_weights
 from foretune.dynamics.closing_look import Look, closing_look, with_look
 from foretune.dynamics.curves import curve_rows, learning_order
 from foretune.dynamics.flow import gradient_flow
-from foretune.dynamics.margin_model import MarginModel, Renewal
+from foretune.dynamics.margin_model import NO_PAIRS, MarginModel, Renewal
 from foretune.dynamics.simulated_run import SimulatedRun, simulate_run
 from foretune.objectives import LossOfPairs, RankingLoss, SidedLoss
 from foretune.objectives.base import FloatArray
@@ -70,7 +70,7 @@ class ForecastProblem(NamedTuple):
         variants: asked after the joint run for runs that could be instead, two at least, for its band; or none.
         place: the measured pair that each pair is, or that stands for it, shape (n,); None: all are themselves.
         measured: the measured pairs, shape (m,); None: all are.
-        looked: training pairs without features that are scored at anchors, to tell what is learned by heart; or None.
+        looked: training pairs without features that are scored at anchors, to tell what is learned by heart.
         look: scores `followed(observed)` with the model itself at the joint run's end, whose parameters it is given;
             returns None where that says nothing.
     """
@@ -95,7 +95,7 @@ class ForecastProblem(NamedTuple):
     variants: Callable[[], Sequence[Variant]] = tuple
     place: NDArray[np.int64] | None = None
     measured: NDArray[np.int64] | None = None
-    looked: NDArray[np.int64] | None = None
+    looked: NDArray[np.int64] = NO_PAIRS
     look: Callable[[Mapping[str, Tensor]], FloatArray | None] = lambda parameters: None
 
     def by_heart(self, rows: NDArray[np.int64]) -> ByHeart | None:

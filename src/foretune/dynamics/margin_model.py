@@ -39,6 +39,9 @@ class MarginModel(Protocol):
         ...
 
 
+NO_PAIRS = np.empty(0, dtype=np.int64)
+
+
 class Looked(NamedTuple):
     """Pairs without features that the model itself scored at an anchor.
 
@@ -47,7 +50,7 @@ class Looked(NamedTuple):
         margins: theirs against the reference, of a sided loss their chosen scores after them; shape (k,) or (2k,).
     """
 
-    pairs: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+    pairs: NDArray[np.int64] = NO_PAIRS
     margins: NDArray[np.float64] = np.empty(0)
 
 

@@ -109,7 +109,7 @@ def twin_problem(
         variants=lambda: _variants(prepared, lineariser, step),
         place=lineariser.place[: len(prepared.pairs)],
         measured=lineariser.measured,
-        looked=lineariser.looked if len(lineariser.looked) else None,
+        looked=lineariser.looked,
         look=partial(_look, prepared, lineariser, renewal),
     )
 

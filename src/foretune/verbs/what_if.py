@@ -111,9 +111,9 @@ class StoredTwin:
 
     def by_heart(self, start: Anchored, rows: np.ndarray) -> ByHeart | None:
         """What a run on these rows would learn by heart."""
-        behaviour_of, looked = self.pairs["behaviour"], start.looked.pairs
+        behaviour_of = self.pairs["behaviour"]
         place, is_train = start.place[: len(behaviour_of)], self.pairs["split"] == "train"
-        return ByHeart.of(place, rows, self.observed, behaviour_of, is_train, looked if len(looked) else None)
+        return ByHeart.of(place, rows, self.observed, behaviour_of, is_train, start.looked.pairs)
 
     def loss(self, name: str, job: Job) -> LossOfPairs:
         """A loss of all pairs, with a job's arguments.
