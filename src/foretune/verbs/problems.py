@@ -95,7 +95,7 @@ def twin_problem(
         every=_interval(job, lineariser, steps),
         tolerance=ours.relinearise_tolerance,
         shortest=min(ours.relinearise_every or steps, ceil(steps / MOST_CONTROLLED)),
-        longest=max(ours.relinearise_every or 0, ceil(steps / MOST_PASSES)),
+        longest=_longest(job, steps),
     )
     return ForecastProblem(
         margins,
@@ -129,7 +129,7 @@ def planned_cost(prepared: Prepared, lineariser: Lineariser) -> float:
     steps = job.num_steps(prepared.num_train_units)
     begun = round(steps * job.ours.pilot_fraction)
     left = max(steps - begun, 1)
-    every = _interval(job, lineariser, left) or (ceil(left / MOST_PASSES) if job.ours.relinearise_tolerance else left)
+    every = _longest(job, left) if job.ours.relinearise_tolerance else _interval(job, lineariser, left) or left
     return begun / steps + ceil(left / every) * lineariser.num_measured / (steps * job.rows_per_step)
 
 
@@ -141,6 +141,11 @@ def _interval(job: Job, lineariser: Lineariser, num_steps: int) -> int:
     if ours.relinearise_tolerance or not lineariser.renewable:
         return 0
     return affordable_interval(num_steps, job.rows_per_step, lineariser.num_measured)
+
+
+def _longest(job: Job, num_steps: int) -> int:
+    """Interval between passes under step control."""
+    return max(job.ours.relinearise_every or 0, ceil(num_steps / MOST_PASSES))
 
 
 def _variants(prepared: Prepared, lineariser: Lineariser, first: int) -> list[Variant]:
