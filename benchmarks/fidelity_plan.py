@@ -190,7 +190,7 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
     yield Run("tuning-0", 0, learning_rate=4e-4), [LOOKS[1]]
     for rate in (1e-4, 4e-4):
         yield Run("test-0", 0, learning_rate=rate), [LOOKS[1], *FEW[:3], PASSES[0]]
-    yield Run("test-0", 0, optim="sgd", learning_rate=0.2), [LOOKS[1], *FEW[:3], PASSES[0]]
+    yield Run("test-0", 0, optim="sgd", learning_rate=0.2), [LOOKS[1], *SHORTER, *FEW[:3], PASSES[0]]
     yield Run("tuning-0", 0), [*LOOKS, *CHOICES, *PASSES, *MORE_PASSES]
     for mixture, seed in (("test-1", 0), ("test-0", 0), ("test-0", 1), ("test-0", 2), ("test-1", 1), ("test-1", 2)):
         yield Run(mixture, seed), [*LOOKS, *FEW, *ALL, *PASSES, *SHORTER]
