@@ -171,11 +171,13 @@ def test_actions_are_ranked_and_group_the_unlearned(full_run):
 
 
 def test_missing_stages_name_their_commands(builder, make_folder):
-    folder = read_folder(builder.write("forecast"))
-    assert [command for _, command, _ in folder.missing] == ["foretune train", "foretune verify"]
+    folder = replace(read_folder(builder.write("forecast")), path=Path("my run"))
+    wanted = [f"foretune {verb} --output_dir 'my run'" for verb in ("train", "verify")]
+    assert [command for _, command, _ in folder.missing] == wanted
     builder.findings = []
     bare = read_folder(make_folder("bare").write("audit"))
-    assert any("foretune forecast" in item.remedy for item in actions(bare, v.judge(bare)))
+    wanted = f"Run `foretune forecast --output_dir {bare.path}`."
+    assert wanted in [item.remedy for item in actions(bare, v.judge(bare))]
 
 
 def test_a_folder_that_is_no_run_folder_is_a_user_error(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +75,11 @@ class RunFolder:
     @property
     def missing(self) -> list[tuple[str, str, str]]:
         """(file, command that adds it, what it adds) for each stage that has not been run."""
-        return [(name, *words) for name, words in STAGES.items() if not getattr(self, name)]
+        return [
+            (name, f"{verb} --output_dir {shlex.quote(str(self.path))}", adds)
+            for name, (verb, adds) in STAGES.items()
+            if not getattr(self, name)
+        ]
 
     def measures(self, behaviour: str) -> Row:
         """The behaviour's row of `behaviours.parquet`, on the training split where there is one."""
