@@ -97,11 +97,13 @@ def test_a_pilot_is_the_beginning_of_the_run_and_of_the_forecast(trained, tiny_f
     assert found["margin_r2"] > 0.99
 
 
-def test_the_rest_is_forecast_anew_while_it_trains(trained, tiny_folder, persona_file, tmp_path):
+def test_the_rest_is_forecast_anew_while_it_trains(trained, tiny_folder, persona_file, tmp_path, capsys):
     out = tmp_path / "run"
     assert run("forecast", *command(tiny_folder, persona_file, out)) == 0
     before = load_run(out).read_arrays("forecast_pairs")
+    capsys.readouterr()
     assert run("train", "--output_dir", str(out), "--forecast_at", "0.5", "0.25") == 0
+    assert "answers about as soon" not in capsys.readouterr().err  # it trains already
     assert run("train", "--output_dir", str(out)) == 0  # the same run: nothing is left to do
     assert run("verify", "--output_dir", str(out)) == 0
     folder = load_run(out)

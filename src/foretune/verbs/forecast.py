@@ -82,7 +82,11 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         return run
     write_command(job)
     progress.say("forecast: preparing …")
-    problem, result, lineariser = simulated(prepared, objective, progress)
+    lineariser = lineariser_of(prepared, progress)
+    dear = _alternative(prepared, lineariser) if lineariser else []
+    for note in dear:
+        progress.say(note)
+    problem, result = simulated(prepared, objective, progress, lineariser)
     run.write_table("forecast", result.rows)
     run.write_arrays(
         "forecast_pairs",
@@ -106,7 +110,7 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
     if problem.features is not None:
         section["theory"] = _theory(measure(prepared, features_of(prepared, progress)), problem, result)
     notes = section["notes"]
-    section["notes"] = [*notes, *(_alternative(prepared, lineariser) if lineariser else [])]  # said before it began
+    section["notes"] = [*notes, *dear]
     run.finish_stage("forecast", key=key, seconds=watch.seconds, forecast=section)
     for note in notes:
         progress.say(note)
@@ -127,18 +131,21 @@ def _check_parts(job: Job) -> None:
         )
 
 
+def lineariser_of(prepared: Prepared, progress: Progress, *, folder: str = ".") -> Lineariser | None:
+    """What takes the features of a twin, kept below `folder` of the run folder; None for the output layer alone."""
+    job = prepared.job
+    return None if job.twin == "output_layer" else Lineariser(prepared, progress, job.run.path / folder)
+
+
 def simulated(
     prepared: Prepared,
     objective: Objective | SidedObjective | RankingObjective,
     progress: Progress,
+    lineariser: Lineariser | None,
     *,
     folder: str = ".",
-) -> tuple[ForecastProblem, Forecast, Lineariser | None]:
-    """Forecast the run of an audited job; pilot and features of a twin are kept below `folder` of the run folder."""
-    job = prepared.job
-    lineariser = None if job.twin == "output_layer" else Lineariser(prepared, progress, job.run.path / folder)
-    for note in _alternative(prepared, lineariser) if lineariser else []:
-        progress.say(note)
+) -> tuple[ForecastProblem, Forecast]:
+    """Forecast the run of an audited job; a twin's pilot is kept below `folder` of the run folder."""
     try:
         problem = (
             twin_problem(prepared, objective, progress, lineariser, pilot_folder=f"{folder}/pilot")
@@ -149,7 +156,7 @@ def simulated(
     finally:
         if lineariser:
             lineariser.leave()
-    return problem, result, lineariser
+    return problem, result
 
 
 def _trust(prepared: Prepared, problem: ForecastProblem, result: Forecast) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from foretune import processes
 from foretune.dynamics.curves import ALL
 from foretune.dynamics.forecast import Forecast
 from foretune.records.provenance import sha256_of
-from foretune.verbs.forecast import forecast_key, simulated
+from foretune.verbs.forecast import forecast_key, lineariser_of, simulated
 from foretune.verbs.job import job_from
 from foretune.verbs.prepare import Prepared
 from foretune.verbs.progress import Progress
@@ -33,7 +33,8 @@ def revise(prepared: Prepared, share: float, progress: Progress) -> None:
     known = [entry for entry in job.run.record.get("revisions", []) if entry["share"] != share or entry["key"] == key]
     if any(entry["share"] == share for entry in known):
         return
-    problem, result, _ = simulated(revised, revised.objective, progress, folder=FOLDER)
+    lineariser = lineariser_of(revised, progress, folder=FOLDER)
+    problem, result = simulated(revised, revised.objective, progress, lineariser, folder=FOLDER)
     assert problem.past is not None
     entry = {"step": problem.past.num_steps, "share": share, "key": key, "end": _end(result)}
     known = sorted([*known, entry], key=lambda entry: entry["share"])
