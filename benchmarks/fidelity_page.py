@@ -14,6 +14,7 @@ from typing import Any
 
 from fidelity_drawing import figure, kind
 from harness import RESULTS, read
+from what_if_page import what_if
 
 from foretune.dynamics.confidence import LIKELY_ERRORS
 
@@ -324,51 +325,6 @@ def said(results: list[Result]) -> list[dict[str, Any]]:
                 for own in entry["trust"].values():
                     rows.append(entry | own | {"relative": -own["loss_error"] / change})
     return rows
-
-
-def what_if(asked: Result) -> Iterator[str]:
-    """The study of counterfactual runs."""
-    run, criteria = asked["run"], asked["criteria"]
-    yield "\n## What-ifs beside real runs\n"
-    yield (
-        f"Written from `benchmarks/results/what_if.json` (`python benchmarks/what_if.py`): {len(run['behaviours'])} "
-        f"persona test behaviours × {run['rows']} pairs, LoRA, AdamW 2e-4, {run['steps']} steps of {run['batch']}; "
-        "each question changes one thing, is answered from the forecast's features, and is then really trained from "
-        f"the same seed. A change is clear where it exceeds the seed noise, {asked['seed_noise']:.4f} (root mean "
-        f"square difference of a behaviour's loss between seeds). Wanted: {criteria['questions']} questions, Spearman "
-        f"{criteria['spearman']}, sign right {criteria['sign_right']}. Intervals are bootstraps over questions.\n"
-    )
-    yield "| features | questions | changes (clear) | Spearman | sign right | seconds an answer, median (largest) |"
-    yield "|---|---|---|---|---|---|"
-    for name, found in asked["figures"].items():
-        spans = {
-            key: f"{found[key]:.2f} ({found['intervals'][key][0]:.2f} to {found['intervals'][key][1]:.2f})"
-            for key in ("spearman", "sign_right")
-        }
-        took = asked["seconds"][name].values()
-        yield (
-            f"| {name} | {found['questions']} | {found['changes']} ({found['clear_changes']}) | {spans['spearman']} | "
-            f"{spans['sign_right']} | {median(took):.1f} ({max(took):.1f}) |"
-        )
-    yield (
-        "\nThe 90 % band of these forecasts is about other seeds (batch order, dropout, stand-ins). Real runs from "
-        "other seeds (which also start their adapters elsewhere) beside it:\n"
-    )
-    yield "| features | spread of simulated losses | of real ones | real losses that a band of this width holds |"
-    yield "|---|---|---|---|"
-    for name, own in asked["bands"].items():
-        held = f"{own['held']:.0%} of {own['losses']}"
-        yield f"| {name} | {own['simulated_sd']:.4f} | {own['real_sd']:.4f} | {held} |"
-    names = list(asked["figures"])
-    yield "\nRank correlation over behaviours within each question, and the mean change of the loss:\n"
-    yield f"| question | observed change | {' | '.join(f'{name}: change | Spearman' for name in names)} |"
-    yield "|---|---|" + "---|---|" * len(names)
-    for question, seen in asked["observed"].items():
-        cells = [f"{mean(seen.values()):+.4f}"]
-        for name in names:
-            own = asked["figures"][name]["spearman_within_questions"][question]
-            cells += [f"{mean(asked['answers'][name][question].values()):+.4f}", f"{own:.2f}"]
-        yield f"| {question} | {' | '.join(cells)} |"
 
 
 def by_method(members: list[Result]) -> Figures:

@@ -3,7 +3,8 @@
 Criteria, fixed before the first run, are in CRITERIA. One run of eight persona test behaviours is forecast and trained;
 each question changes one thing of it, is answered from the forecast's features, and is then trained as well, from the
 same seed. Seed noise is the root mean square difference of a behaviour's loss between runs that differ by seed alone.
-Real runs that are finished are not repeated.
+Real runs that are finished are not repeated. With --recorded those of questions are not trained at all but taken from
+results/what_if.json, and forecasts and answers are those of the present code.
 
     OMP_NUM_THREADS=2 python benchmarks/what_if.py --data ../shared/data
 """
@@ -21,7 +22,7 @@ from datasets import Dataset
 from fidelity import commit
 from fidelity_figures import intervals
 from fidelity_plan import behaviours_of, data_file
-from harness import machine, write
+from harness import machine, read, write
 from scipy.stats import t as t_distribution
 
 from foretune.dynamics.curves import curve_rows
@@ -183,7 +184,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("FORETUNE_DATA", "../shared/data")))
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "foretune-what-if")
+    parser.add_argument("--recorded", action="store_true", help="questions' real runs: those of the last results")
     options = parser.parse_args()
+    earlier = read("what_if") if options.recorded else None
     options.work.mkdir(parents=True, exist_ok=True)
     rows = data_file(MIXTURE, ROWS, options.data, options.work)
     names = behaviours_of(MIXTURE, options.data)[:BEHAVIOURS]
@@ -212,6 +215,9 @@ def main() -> None:
         "seconds": {forecast: {} for forecast in twins},
         "observed": {},
     }
+    if earlier:
+        own = {"commit": earlier["commit"], "machine": earlier["machine"], "loss": earlier["run"]["loss"]}
+        result["real_runs"] = earlier.get("real_runs", own)
     for number, question in enumerate(questions(names)):
         for forecast, twin in twins.items():
             start = time.perf_counter()
@@ -220,8 +226,11 @@ def main() -> None:
             result["answers"][forecast][question.name] = {
                 row["behaviour"]: round(row["loss_change"], 5) for row in answer.rows if row["behaviour"] != "all"
             }
-        after = losses_of(changed(base, twins["from step 0"], question, options.work / f"question-{number}"))
-        result["observed"][question.name] = {name: round(after[name] - before[name], 5) for name in before}
+        if earlier:
+            result["observed"][question.name] = earlier["observed"][question.name]
+        else:
+            after = losses_of(changed(base, twins["from step 0"], question, options.work / f"question-{number}"))
+            result["observed"][question.name] = {name: round(after[name] - before[name], 5) for name in before}
         result["figures"] = {
             forecast: judged(answers, result["observed"], noise) for forecast, answers in result["answers"].items()
         }
