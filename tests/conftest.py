@@ -1,5 +1,6 @@
 """Shared fixtures: the embedded tokenizer, tiny models, small data."""
 
+import gc
 import json
 import os
 import tempfile
@@ -18,6 +19,11 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 PERSONA = Path(__file__).parents[1].parent / "shared" / "data" / "persona"
+
+
+def pytest_collection_finish():
+    """As the command line does: what was imported is not searched for garbage before each training run."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -383,6 +383,16 @@ def test_when_torch_is_loaded_its_threads_are_told_not_to_wait_long_on_a_core(gi
     assert found.stdout.split() == [spins]
 
 
+def test_no_garbage_is_searched_among_what_was_imported(finished):
+    code = (
+        "import atexit, gc; from foretune.cli.main import main\n"
+        "atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > len(gc.get_objects())))\n"
+        f"main(['report', '--output_dir', {str(finished.path)!r}, '--format', 'card'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "True True"
+
+
 def test_the_report_needs_no_torch(finished):
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"

@@ -1,9 +1,11 @@
 """`foretune <verb> …`: chooses the verb before anything heavy is imported; a user's mistake ends with exit code 2."""
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 from typing import NoReturn
 
 from foretune import processes
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     processes.start()
     try:
-        import_module(f"foretune.cli.{given[0]}").run(given[1:])
+        _imported(f"foretune.cli.{given[0]}").run(given[1:])
         processes.leave()
     except UserError as error:
         _fail(str(error))
@@ -106,6 +108,22 @@ def _wait_asleep() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def _imported(name: str) -> ModuleType:
+    """The module, and what it imports left out of all searches for garbage, now and later.
+
+    transformers has all objects searched before each training run, also before each simulated one: among those of
+    torch and its like that takes longer than a short run (measured: design/twin.md).
+    """
+    if name in sys.modules:
+        return sys.modules[name]
+    gc.disable()
+    try:
+        return import_module(name)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def _quiet_libraries() -> None:
