@@ -5,17 +5,21 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from scipy.stats import t as student
 from tests.cli.test_cli import run
+from tests.conftest import random_llama
 from tests.reference.pair_gradients import log_prob
 
 import foretune
 from foretune.dynamics import anchors
 from foretune.dynamics.confidence import LIKELY_ERRORS
 from foretune.features import token_factors
+from foretune.features.token_factors import adapted_layers
 from foretune.records import load_run
 from foretune.verbs.job import job_from
 from foretune.verbs.prepare import prepare
-from foretune.verbs.twin import measured_pairs, trained_model
+from foretune.verbs.twin import Lineariser, drawn_anew, measured_pairs, trained_model
 from foretune.verbs.what_if import StoredTwin
 
 
@@ -137,6 +141,44 @@ def test_bands_hold_runs_with_other_batch_orders(tiny_folder, persona_file, tmp_
         found = {row["behaviour"]: row["loss"] for row in answer.rows if row["split"] == "train"}
         inside += sum(ends[name]["loss_low"] <= found[name] <= ends[name]["loss_high"] for name in ends)
     assert inside >= 24  # 27 of 30 expected
+
+
+def test_bands_are_of_adapters_that_other_seeds_draw(tiny_folder, persona_file, tmp_path, monkeypatch):
+    flags = ("--per_device_train_batch_size", "48", "--test_fraction", "0", "--learning_rate", "0.003")  # whole batches
+    flags += ("--twin_pairs", "50", "--observe_pairs", "50", "--relinearise_every", "0")
+
+    def losses(name, *more):
+        folder = tmp_path / name
+        assert run("forecast", *command(tiny_folder, persona_file, folder, *flags, *more)) == 0
+        rows = load_run(folder).read_table("forecast").to_pylist()
+        return {row["behaviour"]: row for row in rows if row["step"] == 12}
+
+    ours, others = losses("ours", "--band_runs", "6"), {}
+    for seed in (6, 7):
+        others[seed] = losses(str(seed), "--band_runs", "0", "--seed", str(seed))
+    starts = {seed: StoredTwin(load_run(tmp_path / str(seed))).anchors.get(0).start() for seed in others}
+    assert all(row["loss_high"] - row["loss_low"] > 0.01 for row in ours.values())
+    monkeypatch.setattr(Lineariser, "drawn_anew", lambda self, seed: starts[seed])
+    for name, row in losses("known", "--band_runs", "2").items():
+        spread = np.std([own[name]["loss"] for own in others.values()], ddof=1)
+        width = student.ppf(0.95, 1) * np.sqrt(1.5)
+        assert row["loss_high"] - row["loss"] == pytest.approx(width * spread, rel=1e-3)
+
+
+@pytest.mark.parametrize("how", [True, "gaussian", "orthogonal"])
+def test_adapters_are_drawn_as_peft_draws_them(how):
+    config = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=how)
+    model = get_peft_model(random_llama(50, hidden_size=64), config)
+    before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    drawn = drawn_anew(model, adapted_layers(model), 3)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(drawn) == (0 if how == "orthogonal" else 4)
+    for name, value in drawn.items():
+        own = model.get_parameter(name)
+        assert value.std() == pytest.approx(float(own.std()), rel=0.15) and not torch.equal(value, own)
+    again, other = (drawn_anew(model, adapted_layers(model), seed) for seed in (3, 4))
+    assert all(torch.equal(again[name], value) and not torch.equal(other[name], value) for name, value in drawn.items())
 
 
 def test_few_measured_pairs_stand_for_the_rest(trained, tmp_path):

@@ -35,7 +35,7 @@ class Variant(NamedTuple):
     """The same run with what could have been otherwise.
 
     Attributes:
-        margins: perhaps with other pairs that stand for those not measured.
+        margins: perhaps from other parameters, or with other pairs that stand for those not measured.
         renewal: the anchors of the forecast itself.
         data_seed: of another batch order.
     """
@@ -205,7 +205,7 @@ def _look(problem: ForecastProblem, joint: SimulatedRun) -> Look | None:
 def _rows_of_variant(
     problem: ForecastProblem, variant: Variant, joint: SimulatedRun, progress: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    progress("the same run with another batch order")
+    progress("the same run from another seed")
     arguments = copy.copy(problem.arguments)
     arguments.data_seed = variant.data_seed
     if arguments.train_sampling_strategy == "sequential":  # then the rows' own order decides the batches

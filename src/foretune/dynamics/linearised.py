@@ -84,6 +84,16 @@ class WeightSpace(NamedTuple):
         """The anchor."""
         return self.anchor
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether all B are zero at the anchor."""
+        return not any(self.anchor[layer.b].any() for stack in self.stacks for layer in stack.layers)
+
+    def starting_at(self, others: Mapping[str, Tensor]) -> "WeightSpace":
+        """The same from other matrices A; where all B are zero, they change neither weights nor factors there."""
+        assert self.unchanged
+        return self._replace(anchor={**self.anchor, **others})
+
     def shifted(self, gap: Tensor) -> "WeightSpace":
         """The same with margins of the measured pairs that are so much greater, shape (m,)."""
         return self._replace(offset=self.offset + gap)

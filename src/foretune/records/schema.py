@@ -15,7 +15,7 @@ _CURVE = [
     ("margin", _FLOAT),
     ("num_pairs", _INT),
 ]
-# where runs with other batch orders would be, 90 % of them; missing where none were simulated
+# where runs from other seeds would be, 90 % of them; missing where none were simulated
 _BAND = [(f"{name}_{end}", _FLOAT) for name in ("loss", "reward_accuracy", "margin") for end in ("low", "high")]
 _DISPLACEMENT = [("chosen_displacement", _FLOAT), ("rejected_displacement", _FLOAT)]
 

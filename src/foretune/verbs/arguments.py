@@ -135,7 +135,7 @@ class ForetuneArguments(SharedArguments):
     band_runs: int = field(
         default=5,
         metadata={
-            "help": "Simulated runs with other batch orders, dropout and stand-ins that make the forecast's 90 %% band "
+            "help": "Simulated runs from other seeds (batch order, dropout, adapters) that make the forecast's 90 %% band "
             "(0: no band)."
         },
     )

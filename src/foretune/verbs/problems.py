@@ -11,7 +11,7 @@ from torch import Tensor
 from foretune.dynamics.arguments import in_order
 from foretune.dynamics.forecast import ForecastProblem, Variant
 from foretune.dynamics.head_problem import head_problem
-from foretune.dynamics.linearised import Tangent
+from foretune.dynamics.linearised import Tangent, WeightSpace
 from foretune.dynamics.margin_model import Anchored
 from foretune.dynamics.relinearise import MOST_CONTROLLED, MOST_PASSES, Relinearisation, affordable_interval
 from foretune.features.unembedding import read_states
@@ -149,9 +149,10 @@ def _longest(job: Job, num_steps: int) -> int:
 
 
 def _variants(prepared: Prepared, lineariser: Lineariser, first: int) -> list[Variant]:
-    """The run with other batch orders, dropout, sampled coordinates, and pairs that stand for those not measured."""
+    """The run from other seeds: batch order, dropout, adapters, sampled coordinates, pairs that stand for others."""
     anchors, found = lineariser.anchors, []
     for number in range(1, prepared.job.ours.band_runs + 1):
+        seed = prepared.job.training.seed + number
         place = lineariser.stand_ins(draw=np.random.default_rng(number))
 
         def at(step: int, _parameters: Any = None, number: int = number, place: np.ndarray = place) -> Anchored | None:
@@ -162,5 +163,7 @@ def _variants(prepared: Prepared, lineariser: Lineariser, first: int) -> list[Va
 
         start = at(first)
         assert start is not None
-        found.append(Variant(start, at, prepared.job.training.seed + number))
+        if isinstance(start, WeightSpace) and start.unchanged:
+            start = start.starting_at(lineariser.drawn_anew(seed))
+        found.append(Variant(start, at, seed))
     return found

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import set_seed
 
@@ -15,6 +16,7 @@ from foretune.dynamics.anchors import Anchors, Known, anchor_store, read_anchor
 from foretune.dynamics.by_heart import ByHeart
 from foretune.dynamics.margin_model import Anchored, Looked
 from foretune.features.pair_gradients import trainable_names
+from foretune.features.token_factors import AdaptedLayer
 from foretune.models.encoding import EncodedPair
 from foretune.models.load import load_model
 from foretune.objectives import SidedObjective
@@ -22,7 +24,7 @@ from foretune.records.provenance import sha256_of
 from foretune.scores.log_probs import divided_scores
 from foretune.training.build import lora_config, prepare_trainable
 from foretune.verbs.audit import features_key, features_of, reference_margins, reference_scores
-from foretune.verbs.forms import TangentForm, form_of
+from foretune.verbs.forms import TangentForm, WeightSpaceForm, form_of
 from foretune.verbs.prepare import Prepared, load_reference
 from foretune.verbs.progress import Progress
 from foretune.verbs.stand_ins import stand_ins
@@ -154,6 +156,10 @@ class Lineariser:
             advance(len(self._observed))
         return found - self._observed_reference
 
+    def drawn_anew(self, seed: int) -> dict[str, Tensor]:
+        """The matrices A by name that training would start from with another seed."""
+        return drawn_anew(self._model, self._form.layers, seed) if isinstance(self._form, WeightSpaceForm) else {}
+
     def _margins(self, pairs: Sequence[EncodedPair]) -> NDArray[np.float64]:
         """Under the model as it is, shape (len(pairs),); several processes divide them."""
         if not len(pairs):
@@ -181,6 +187,27 @@ def trained_model(prepared: Prepared) -> torch.nn.Module:
         return model
     set_seed(job.training.seed)
     return get_peft_model(model, lora_config(job.model, model))
+
+
+def drawn_anew(model: torch.nn.Module, layers: Sequence[AdaptedLayer], seed: int) -> dict[str, Tensor]:
+    """The matrices A by name, float32, as PEFT draws them, where a draw decides them; the model keeps its own."""
+    before = {name: model.get_parameter(name).detach().clone() for own in layers for name in (own.a, own.b)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drawn = {layer.a: a for layer in layers if (a := _drawn(model, layer)) is not None}
+    for name, value in before.items():
+        model.get_parameter(name).data.copy_(value)
+    return drawn
+
+
+def _drawn(model: torch.nn.Module, layer: AdaptedLayer) -> Tensor | None:
+    module: LoraLayer = model.get_submodule(layer.name)  # pyright: ignore
+    adapter = module.active_adapters[0]
+    how = getattr(getattr(model, "peft_config", {}).get(adapter), "init_lora_weights", None)
+    if how is not True and str(how).lower() != "gaussian":  # PEFT's other ways start from the layer's own weights
+        return None
+    module.reset_lora_parameters(adapter, how)
+    return model.get_parameter(layer.a).detach().float().clone()
 
 
 def scalings(model: torch.nn.Module) -> list[tuple[str, dict[str, float]]]:
