@@ -36,8 +36,8 @@ def what_if(asked: dict[str, Any]) -> Iterator[str]:
             f"{spans['sign_right']} | {median(took):.1f} ({max(took):.1f}) |"
         )
     yield (
-        "\nThe 90 % band of these forecasts is about other seeds (batch order, dropout, adapters, stand-ins). Real runs "
-        "from other seeds beside it:\n"
+        "\nThe 90 % band of these forecasts is about other seeds (batch order, dropout, adapters, stand-ins). Real "
+        "runs from other seeds beside it:\n"
     )
     yield "| features | spread of simulated losses | of real ones | real losses that a band of this width holds |"
     yield "|---|---|---|---|"

@@ -135,8 +135,8 @@ class ForetuneArguments(SharedArguments):
     band_runs: int = field(
         default=5,
         metadata={
-            "help": "Simulated runs from other seeds (batch order, dropout, adapters) that make the forecast's 90 %% band "
-            "(0: no band)."
+            "help": "Simulated runs from other seeds (batch order, dropout, adapters) that make the forecast's 90 %% "
+            "band (0: no band)."
         },
     )
     pilot_fraction: float = field(
