@@ -41,7 +41,7 @@ CRITERIA = {
     "sign_right": ">= 0.9 where the observed change exceeds the seed noise",
 }
 MIXTURE, BEHAVIOURS, ROWS, BATCH, STEPS, PASSES = "test-0", 8, 60, 16, 75, 5
-SEEDS = (1, 2)
+SEEDS = (1, 2, 3, 4)
 BAND_RUNS = 5
 FORECASTS = {"from step 0": 0, f"{PASSES} passes": STEPS // PASSES}
 
