@@ -13,6 +13,9 @@ RESERVED = {
     *("max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
 }
 
+# Sums and products of heavier row weights would overflow.
+LARGEST_WEIGHT = 1e30
+
 
 class Fault(NamedTuple):
     """Why a row is dropped; `kind` is "empty", "identical" or "malformed"."""
@@ -77,7 +80,7 @@ def check_weight(value: Any, *, column: str, place: str) -> float | None:
     """Return a row's weight as a float, None where the row has none.
 
     Raises:
-        UserError: the weight is not a finite number >= 0.
+        UserError: the weight is not a number from 0 to `LARGEST_WEIGHT`.
     """
     if value is None or value == "":
         return None
@@ -86,10 +89,8 @@ def check_weight(value: Any, *, column: str, place: str) -> float | None:
         weight = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         weight = math.nan
-    if not math.isfinite(weight) or weight < 0:
-        raise UserError(
-            f"weight column '{column}' holds {value!r} in {place}; weights must be finite numbers of at least 0."
-        )
+    if not 0 <= weight <= LARGEST_WEIGHT:
+        raise UserError(f"weight column '{column}' holds {value!r} in {place}; weights must be numbers from 0 to 1e30.")
     return weight
 
 

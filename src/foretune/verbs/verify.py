@@ -27,7 +27,8 @@ def verify(run: "RunFolder | str", *, split: str = "train", progress: Progress |
     refuse_rlhf(folder.path, folder.record)
     if missing := [name for name in ("forecast", "train") if folder.stage_key(name) is None]:
         raise UserError(
-            f"{folder.path} has no finished {' and no finished '.join(missing)}: run `foretune {missing[0]}` first."
+            f"{folder.path} has no finished {' and no finished '.join(missing)}: run "
+            f"`foretune {missing[0]} --output_dir {folder.path}` first."
         )
     tables = {name: folder.need_table(name) for name in ("forecast", "observed")}
     pairs = folder.need_table("pairs", ["pair_id", "behaviour", "split"])

@@ -6,7 +6,6 @@ answer is the better the less the change moves the run away from it.
 
 from collections.abc import Collection, Mapping
 from dataclasses import fields
-from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import numpy as np
 from transformers import TrainingArguments
 
 from foretune import processes
+from foretune.data.checks import LARGEST_WEIGHT
 from foretune.data.formats import UNPAIRED
 from foretune.data.splits import stable_hash
 from foretune.dynamics.anchors import Anchors
@@ -70,7 +70,10 @@ class StoredTwin:
         """Read everything that does not depend on the question."""
         self.folder = run if isinstance(run, RunFolder) else load_run(run)
         if self.folder.stage_key("forecast") is None:
-            raise UserError(f"{self.folder.path} has no finished forecast: run `foretune forecast` first.")
+            raise UserError(
+                f"{self.folder.path} has no finished forecast: run `foretune forecast --output_dir {self.folder.path}` "
+                "first."
+            )
         section = self.folder.record["forecast"]
         keys, settings = section["anchors"], section.get("settings") or self.folder.read_yaml("config.yaml")
         if not keys or settings is None:
@@ -292,8 +295,8 @@ def _weights(twin: StoredTwin, rows: np.ndarray, weight: Mapping[str, float]) ->
     _check_names(twin, weight)
     factor = np.array([weight.get(name, 1.0) for name in twin.pairs["behaviour"][rows]])
     found = twin.pairs["weight"][rows] * factor
-    if strange := [name for name, value in weight.items() if not isfinite(value)]:
-        raise UserError(f"the weight of '{strange[0]}' is {weight[strange[0]]}: it must be a finite number.")
+    if strange := [name for name, value in weight.items() if not value <= LARGEST_WEIGHT]:
+        raise UserError(f"the weight of '{strange[0]}' is {weight[strange[0]]}: it must be a number up to 1e30.")
     if (factor < 0).any() or not found.mean() > 0:
         raise UserError("weights must be 0 or more, and at least one training row needs a weight above 0.")
     return found / found.mean()
