@@ -246,7 +246,8 @@ def bands(run: RunFolder, seeds: list[dict[str, float]]) -> dict[str, float]:
     """Whether a forecast's 90 % band is as wide as real runs from other seeds lie apart.
 
     simulated_sd and real_sd: root mean square over behaviours of the standard deviations of final losses; held: share
-    of the other seeds' losses that a band of this width around the first seed's real loss holds.
+    of the differences between the first seed's losses and the other seeds' that are no larger than nine in ten would
+    be if losses varied as the simulated ones do (a difference varies √2 times as much as a loss).
     """
     table = run.read_table("forecast")
     assert table is not None
@@ -261,7 +262,7 @@ def bands(run: RunFolder, seeds: list[dict[str, float]]) -> dict[str, float]:
     return {
         "simulated_sd": float(np.sqrt(np.mean((half / width) ** 2))),
         "real_sd": float(np.sqrt(losses.var(axis=0, ddof=1).mean())),
-        "held": float(np.mean(np.abs(losses[1:] - losses[0]) <= half)),
+        "held": float(np.mean(np.abs(losses[1:] - losses[0]) <= np.sqrt(2) * half / np.sqrt(1 + 1 / BAND_RUNS))),
         "losses": int(losses[1:].size),
     }
 

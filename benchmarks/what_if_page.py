@@ -39,7 +39,7 @@ def what_if(asked: dict[str, Any]) -> Iterator[str]:
         "\nThe 90 % band of these forecasts is about other seeds (batch order, dropout, adapters, stand-ins). Real "
         "runs from other seeds beside it:\n"
     )
-    yield "| features | spread of simulated losses | of real ones | real losses that a band of this width holds |"
+    yield "| features | spread of simulated losses | of real ones | differences between real seeds that it allows for |"
     yield "|---|---|---|---|"
     for name, own in asked["bands"].items():
         held = f"{own['held']:.0%} of {own['losses']}"
