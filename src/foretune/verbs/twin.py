@@ -192,7 +192,8 @@ def trained_model(prepared: Prepared) -> torch.nn.Module:
 def drawn_anew(model: torch.nn.Module, layers: Sequence[AdaptedLayer], seed: int) -> dict[str, Tensor]:
     """The matrices A by name, float32, as PEFT draws them, where a draw decides them; the model keeps its own."""
     before = {name: model.get_parameter(name).detach().clone() for own in layers for name in (own.a, own.b)}
-    with torch.random.fork_rng(devices=[]):
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         drawn = {layer.a: a for layer in layers if (a := _drawn(model, layer)) is not None}
     for name, value in before.items():
