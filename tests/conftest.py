@@ -22,7 +22,7 @@ PERSONA = Path(__file__).parents[1].parent / "shared" / "data" / "persona"
 
 
 def pytest_collection_finish():
-    """As the command line does: what was imported is not searched for garbage before each training run."""
+    """As the command line does: what was imported is not searched for garbage."""
     gc.freeze()
 
 

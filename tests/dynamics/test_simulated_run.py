@@ -1,5 +1,7 @@
 """The simulated run against an explicit loop that knows nothing of transformers' Trainer."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -317,3 +319,50 @@ def test_means_over_tokens_train_as_an_explicit_loop_does(tmp_path):
     with torch.no_grad():
         expected = margins(weight - 0.2 * weight.grad) - start
     np.testing.assert_allclose(found.margins[-1], expected.numpy(), atol=1e-5)
+
+
+class Linear:
+    """Margins linear in one long parameter."""
+
+    sampled, decayed = {}, None
+
+    def __init__(self, features):
+        self.features = features
+
+    def start(self):
+        return {"weight": torch.zeros(self.features.shape[1])}
+
+    def margins(self, parameters, pairs, *, training=False):  # noqa: ARG002
+        return self.features[pairs] @ parameters["weight"]
+
+
+def test_garbage_is_not_searched_for_and_what_waits_for_it_is_small(tmp_path, monkeypatch):
+    def simulate():
+        everything, settings = np.arange(PAIRS), arguments(tmp_path, optim="adamw_torch")
+        return simulate_run(
+            problem,
+            settings,
+            DPO(),
+            train_pairs=everything,
+            weights=np.ones(PAIRS),
+            observed=everything,
+            observations=3,
+        )
+
+    def numbers():
+        """Of all tensors that are alive."""
+        tensors = [own for own in gc.get_objects() if isinstance(own, torch.Tensor)]
+        return sum({own.untyped_storage().data_ptr(): own.untyped_storage().nbytes() for own in tensors}.values()) / 4
+
+    problem = Linear(torch.randn(PAIRS, 10_000, generator=torch.Generator().manual_seed(0)))
+    first = simulate()
+    monkeypatch.setattr(gc, "collect", lambda *_: pytest.fail("all objects of the process were searched"))
+    gc.disable()
+    try:
+        before = numbers()
+        for _ in range(3):
+            again = simulate()
+        assert numbers() - before < 1.1 * 10_000  # the last run's end alone, where Adam has three times as many
+    finally:
+        gc.enable()
+    assert torch.equal(first.end["weight"], again.end["weight"]) and first.end["weight"].norm() > 0

@@ -123,10 +123,15 @@ def simulate_run(
         for callback in list(trainer.callback_handler.callbacks):
             if callback is not recorder and type(callback).__name__ in {"PrinterCallback", "ProgressCallback"}:
                 trainer.remove_callback(callback)
+        # a search for garbage among all objects of the process takes longer than a short run
+        trainer.accelerator.free_memory = lambda *objects: list(objects)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    end = {name: value.detach() for name, value in model.by_name.items()}
     margins, rates = np.stack(recorder.margins), recorder.learning_rates
-    return SimulatedRun(recorder.steps, margins, rates, trainer.state.max_steps, end, recorder.end_margins)
+    found = SimulatedRun(recorder.steps, margins, rates, trainer.state.max_steps, model.end(), recorder.end_margins)
+    # trainers and optimizers refer to themselves, and so stay until garbage is searched for: nothing large with them
+    trainer.optimizer.state.clear()  # pyright: ignore
+    vars(recorder).clear()
+    return found
 
 
 class _Parameters(torch.nn.Module):
@@ -148,6 +153,13 @@ class _Parameters(torch.nn.Module):
     def forward(self) -> Mapping[str, Tensor]:
         """What several processes share gradients of; accelerate looks through every tensor that it returns."""
         return self.by_name
+
+    def end(self) -> dict[str, Tensor]:
+        """The parameters, which are not here any more."""
+        found = {name: parameter.detach() for name, parameter in self.by_name.items()}
+        for parameter in self.by_name.values():
+            parameter.data, parameter.grad = parameter.data.new_empty(0), None
+        return found
 
     # The trainer asks for these at every step; walking through hundreds of modules would take longer than the step.
 
