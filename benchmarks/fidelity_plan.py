@@ -170,7 +170,7 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
         TEXT,
         [
             Forecast(5, pairs=20, held=20, looked=ROWS),
-            LOOKS[1],
+            *LOOKS[1:],
             FEW[0],
             FEW[2],
             FEW[1],
