@@ -332,7 +332,7 @@ class Linear:
     def start(self):
         return {"weight": torch.zeros(self.features.shape[1])}
 
-    def margins(self, parameters, pairs, *, training=False):  # noqa: ARG002
+    def margins(self, parameters, pairs, *, training=False):
         return self.features[pairs] @ parameters["weight"]
 
 
