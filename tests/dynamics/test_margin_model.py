@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TrainingArguments
 
-from foretune.dynamics.margin_model import taken_up
+from foretune.dynamics.margin_model import all_margins, taken_up
 from foretune.dynamics.simulated_run import simulate_run
 from foretune.objectives import DPO
 
@@ -88,3 +88,16 @@ def test_a_simulated_run_is_taken_up_at_each_anchor(tmp_path):
         expected.append(predicted)
     np.testing.assert_allclose(run.margins, expected, atol=1e-5)
     assert run.margins[-1].min() > 0.5
+
+
+def test_stand_ins_are_computed_once():
+    class Asked(Growth):
+        def margins(self, parameters, pairs, *, training=False):
+            asked.extend(pairs.tolist())
+            return super().margins(parameters, pairs, training=training)
+
+    asked = []
+    pairs = np.array([3, 2, 0, 2, 1])
+    found = all_margins(Asked(torch.tensor([0.5])), {"theta": torch.tensor([0.7])}, pairs)
+    np.testing.assert_allclose(found, margins(growth(0.5), 0.7)[pairs], rtol=1e-6)
+    assert len(asked) == len(np.unique(PLACE))

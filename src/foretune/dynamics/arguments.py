@@ -3,6 +3,7 @@
 import copy
 
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from foretune.errors import UserError
 
@@ -40,6 +41,8 @@ def quiet_copy(arguments: TrainingArguments, scratch: str) -> TrainingArguments:
     }
     for name, value in changes.items():
         setattr(quiet, name, value)
+    if quiet.optim == OptimizerNames.ADAMW_TORCH:  # the same step in one pass over the weights
+        quiet.optim = OptimizerNames.ADAMW_TORCH_FUSED
     return quiet
 
 

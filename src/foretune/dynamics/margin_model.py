@@ -74,9 +74,11 @@ class Anchored(MarginModel, Protocol):
 
 @torch.no_grad()
 def all_margins(model: MarginModel, parameters: Mapping[str, Tensor], pairs: NDArray[np.int64]) -> Tensor:
-    """Margins of some pairs, a few at a time, shape (len(pairs),)."""
-    parts = torch.as_tensor(pairs).split(PAIRS_AT_ONCE)
-    return torch.cat([model.margins(parameters, part) for part in parts])
+    """Margins of some pairs, a few at a time, shape (len(pairs),); those of a stand-in are computed once."""
+    place = getattr(model, "place", None)
+    _, first, back = np.unique(pairs if place is None else place[pairs], return_index=True, return_inverse=True)
+    parts = torch.as_tensor(pairs[first]).split(PAIRS_AT_ONCE)
+    return torch.cat([model.margins(parameters, part) for part in parts])[torch.from_numpy(back)]
 
 
 # (steps done, parameters now) → margins around another anchor from here on, or None
