@@ -106,7 +106,7 @@ SAMPLES = [Forecast(pairs=pairs, passes=passes) for passes in (1, 5) for pairs i
 # much the same number of rows as few pairs often or many once, without and with held-out ones
 ALLOCATIONS = [Forecast(pairs=50), Forecast(3, pairs=20), Forecast(5, pairs=10), Forecast(5, pairs=10, held=10)]
 LOOKS = [Forecast(5, pairs=pairs, looked=ROWS) for pairs in (10, 20)]
-LOOKS += [Forecast(5, 0.1, pairs=20, looked=ROWS), Forecast(5, 0.2, pairs=20, looked=ROWS)]
+LOOKS += [Forecast(5, pilot, pairs=20, looked=ROWS) for pilot in (0.1, 0.2, 0.05)]
 CHOICES = [
     *(Forecast(rank=rank) for rank in (4, 8, 16)),
     *(Forecast(pilot=0.1, rank=rank) for rank in (4, 8, 16)),
@@ -156,13 +156,13 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
     yield Run("tuning-0", 0), [*FEW[:3]]
     yield Run("test-0", 0), [*FEW, PASSES[0], *SHORTER, PASSES[2], *ALL, *PILOTS, *SAMPLES]
     yield Run("test-0", 1), [*FEW[:1], PASSES[0], *SHORTER, *PILOTS]
-    yield LONGER, [*at_cost(LONGER, 0.05), *(Forecast(pairs=pairs) for pairs in (20, 50, 200))]
+    yield LONGER, [*at_cost(LONGER, 0.05), *LOOKS[2:], *(Forecast(pairs=pairs) for pairs in (20, 50, 200))]
     yield Run("tuning-0", 0, **FULL), [FEW[0], FEW[1], FEW[3]]
     yield Run("test-0", 0, **FULL), [FEW[0], FEW[1], FEW[3], *ALL]
     for mixture in ("tuning-0", "test-0"):
         yield Run(mixture, 0, dtype="float32", **FULL), [FULL_PASSES, FEW[0], FULL_PILOT_PASSES, FEW[3]]
     yield Run("test-0", 1, **FULL), FULL_LOOKS
-    yield LONG, [*at_cost(LONG, 0.1)]
+    yield LONG, [*at_cost(LONG, 0.1), *LOOKS[2:]]
     yield HALF_LONG, [*at_cost(HALF_LONG, 0.1), ALL[0], FEW[2]]
     yield HALF_LONGER, at_cost(HALF_LONGER, 0.05)
     yield Run("test-0", 2), [*FEW[:1], PASSES[0], *SHORTER, *PILOTS]
@@ -189,8 +189,8 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
     yield TEXT._replace(mixture="tuning-text"), [LOOKS[1], Forecast(5, pairs=20, held=20, looked=ROWS), SHORTER[3]]
     yield Run("tuning-0", 0, learning_rate=4e-4), [LOOKS[1]]
     for rate in (1e-4, 4e-4):
-        yield Run("test-0", 0, learning_rate=rate), [LOOKS[1], *FEW[:3], PASSES[0]]
-    yield Run("test-0", 0, optim="sgd", learning_rate=0.2), [LOOKS[1], *SHORTER, *FEW[:3], PASSES[0]]
+        yield Run("test-0", 0, learning_rate=rate), [*LOOKS[1:], *FEW[:3], PASSES[0]]
+    yield Run("test-0", 0, optim="sgd", learning_rate=0.2), [*LOOKS[1:], *SHORTER, *FEW[:3], PASSES[0]]
     yield Run("tuning-0", 0), [*LOOKS, *CHOICES, *PASSES, *MORE_PASSES]
     for mixture, seed in (("test-1", 0), ("test-0", 0), ("test-0", 1), ("test-0", 2), ("test-1", 1), ("test-1", 2)):
         yield Run(mixture, seed), [*LOOKS, *FEW, *ALL, *PASSES, *SHORTER]
