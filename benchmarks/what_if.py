@@ -23,10 +23,8 @@ from fidelity import commit
 from fidelity_figures import intervals
 from fidelity_plan import behaviours_of, data_file
 from harness import machine, read, write
-from scipy.stats import t as t_distribution
 
 from foretune.dynamics.curves import curve_rows
-from foretune.records import RunFolder
 from foretune.verbs.forecast import forecast_prepared
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, prepare
@@ -42,7 +40,6 @@ CRITERIA = {
 }
 MIXTURE, BEHAVIOURS, ROWS, BATCH, STEPS, PASSES = "test-0", 8, 60, 16, 75, 5
 SEEDS = (1, 2, 3, 4)
-BAND_RUNS = 5
 FORECASTS = {"from step 0": 0, f"{PASSES} passes": STEPS // PASSES}
 
 
@@ -77,6 +74,16 @@ def _said(value: Any) -> str:
     return " ".join(value) if isinstance(value, list) else str(value)
 
 
+def rows_of(mixture: str, data: Path, work: Path) -> tuple[list[str], Path]:
+    """The first behaviours of a mixture, and a file of their rows."""
+    work.mkdir(parents=True, exist_ok=True)
+    names = behaviours_of(mixture, data)[:BEHAVIOURS]
+    rows = data_file(mixture, ROWS, data, work).read_text().splitlines(keepends=True)
+    file = work / "rows.jsonl"
+    file.write_text("".join(line for line in rows if json.loads(line)["behaviour"] in names))
+    return names, file
+
+
 def job(folder: Path, data: Path, **more: Any) -> Job:
     """The run that questions are about."""
     return job_from(
@@ -97,7 +104,7 @@ def job(folder: Path, data: Path, **more: Any) -> Job:
             "observations": 2,
             "observe_pairs": ROWS,
             "twin_pairs": ROWS,
-            "band_runs": BAND_RUNS,
+            "band_runs": 0,
             "disable_tqdm": True,
             "draws": 50,
             **more,
@@ -187,13 +194,7 @@ def main() -> None:
     parser.add_argument("--recorded", action="store_true", help="questions' real runs: those of the last results")
     options = parser.parse_args()
     earlier = read("what_if") if options.recorded else None
-    options.work.mkdir(parents=True, exist_ok=True)
-    rows = data_file(MIXTURE, ROWS, options.data, options.work)
-    names = behaviours_of(MIXTURE, options.data)[:BEHAVIOURS]
-    file = options.work / "rows.jsonl"
-    found = [line for line in rows.read_text().splitlines() if json.loads(line)["behaviour"] in names]
-    file.write_text("".join(line + "\n" for line in found))
-
+    names, file = rows_of(MIXTURE, options.data, options.work)
     twins = {}
     for forecast, every in FORECASTS.items():
         prepared = prepare(job(options.work / forecast.replace(" ", "-"), file, relinearise_every=every))
@@ -208,7 +209,6 @@ def main() -> None:
         "criteria": CRITERIA,
         "run": {"behaviours": names, "rows": ROWS, "batch": BATCH, "steps": STEPS, "loss": before},
         "seed_noise": noise,
-        "bands": {forecast: bands(twin.folder, seeds) for forecast, twin in twins.items()},
         "machine": machine(),
         "commit": commit(),
         "answers": {forecast: {} for forecast in twins},
@@ -240,31 +240,6 @@ def main() -> None:
             {name: own["spearman_within_questions"][question.name] for name, own in result["figures"].items()},
         )
     print(json.dumps(result["figures"], indent=1))
-
-
-def bands(run: RunFolder, seeds: list[dict[str, float]]) -> dict[str, float]:
-    """Whether a forecast's 90 % band is as wide as real runs from other seeds lie apart.
-
-    simulated_sd and real_sd: root mean square over behaviours of the standard deviations of final losses; held: share
-    of the differences between the first seed's losses and the other seeds' that are no larger than nine in ten would
-    be if losses varied as the simulated ones do (a difference varies √2 times as much as a loss).
-    """
-    table = run.read_table("forecast")
-    assert table is not None
-    ends = {
-        row["behaviour"]: (row["loss_high"] - row["loss_low"]) / 2
-        for row in table.to_pylist()
-        if (row["step"], row["method"], row["trained_on"]) == (STEPS, "simulated_run", "mixture")
-    }
-    half = np.array([ends[name] for name in seeds[0]])
-    losses = np.array([list(own.values()) for own in seeds])
-    width = t_distribution.ppf(0.95, BAND_RUNS - 1) * np.sqrt(1 + 1 / BAND_RUNS)
-    return {
-        "simulated_sd": float(np.sqrt(np.mean((half / width) ** 2))),
-        "real_sd": float(np.sqrt(losses.var(axis=0, ddof=1).mean())),
-        "held": float(np.mean(np.abs(losses[1:] - losses[0]) <= np.sqrt(2) * half / np.sqrt(1 + 1 / BAND_RUNS))),
-        "losses": int(losses[1:].size),
-    }
 
 
 def noise_of(runs: list[dict[str, float]]) -> float:
