@@ -47,6 +47,7 @@ bench: $(STAMP)  ## studies on real data and speed beside peers; results go to b
 studies: $(STAMP)  ## forecasts and what-ifs beside real runs, many hours, resumable; results go to docs/fidelity.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity.py
 	$(BIN)/python benchmarks/what_if.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bands.py
 	$(BIN)/python benchmarks/compare.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/rlhf.py
 	$(BIN)/python benchmarks/fidelity_page.py

@@ -14,7 +14,7 @@ from typing import Any
 
 from fidelity_drawing import figure, kind
 from harness import RESULTS, read
-from what_if_page import what_if
+from what_if_page import bands, what_if
 
 from foretune.dynamics.confidence import LIKELY_ERRORS
 
@@ -106,6 +106,8 @@ def main() -> None:
     parts += trust(tested, tuning)
     if asked := read("what_if"):
         parts += what_if(asked)
+    if found := read("bands"):
+        parts += bands(found)
     (DOCS / "fidelity.md").write_text("\n".join(parts).rstrip() + "\n")
 
 

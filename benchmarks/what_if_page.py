@@ -1,4 +1,4 @@
-"""The part of docs/fidelity.md about changed runs: answers of `what_if` beside real ones."""
+"""The parts of docs/fidelity.md about changed runs: answers of `what_if` beside real ones, bands beside real seeds."""
 
 from collections.abc import Iterator
 from statistics import mean, median
@@ -35,15 +35,6 @@ def what_if(asked: dict[str, Any]) -> Iterator[str]:
             f"| {name} | {found['questions']} | {found['changes']} ({found['clear_changes']}) | {spans['spearman']} | "
             f"{spans['sign_right']} | {median(took):.1f} ({max(took):.1f}) |"
         )
-    yield (
-        "\nThe 90 % band of these forecasts is about other seeds (batch order, dropout, adapters, stand-ins). Real "
-        "runs from other seeds beside it:\n"
-    )
-    yield "| features | spread of simulated losses | of real ones | differences between real seeds that it allows for |"
-    yield "|---|---|---|---|"
-    for name, own in asked["bands"].items():
-        held = f"{own['held']:.0%} of {own['losses']}"
-        yield f"| {name} | {own['simulated_sd']:.4f} | {own['real_sd']:.4f} | {held} |"
     names = list(asked["figures"])
     yield "\nRank correlation over behaviours within each question, and the mean change of the loss:\n"
     yield f"| question | observed change | {' | '.join(f'{name}: change | Spearman' for name in names)} |"
@@ -54,3 +45,24 @@ def what_if(asked: dict[str, Any]) -> Iterator[str]:
             own = asked["figures"][name]["spearman_within_questions"][question]
             cells += [f"{mean(asked['answers'][name][question].values()):+.4f}", f"{own:.2f}"]
         yield f"| {question} | {' | '.join(cells)} |"
+
+
+def bands(found: dict[str, Any]) -> Iterator[str]:
+    """The study of other seeds."""
+    yield "\n## Bands beside real runs from other seeds\n"
+    yield (
+        "Written from `benchmarks/results/bands.json` (`python benchmarks/bands.py`): the run of the what-ifs, for "
+        "eight behaviours of each mixture. The 90 % band of a forecast is about other seeds (batch order, dropout, "
+        f"adapters, stand-ins); here it is made of {found['runs']} simulated runs. Spread: root mean square over "
+        "behaviours of the standard deviation of the final losses. Wanted: nine in ten differences between losses of "
+        "two real seeds are within what the band allows. Intervals are bootstraps over the real seeds.\n"
+    )
+    yield "| mixture | features | spread of simulated losses | of real ones | seeds | differences allowed for |"
+    yield "|---|---|---|---|---|---|"
+    for mixture, own in found["mixtures"].items():
+        for name, figures in own["forecasts"].items():
+            real, held = (figures["intervals"][key] for key in ("real_sd", "held"))
+            yield (
+                f"| {mixture} | {name} | {figures['simulated_sd']:.4f} | {figures['real_sd']:.4f} ({real[0]:.4f} to "
+                f"{real[1]:.4f}) | {len(own['losses'])} | {figures['held']:.0%} ({held[0]:.0%} to {held[1]:.0%}) |"
+            )
