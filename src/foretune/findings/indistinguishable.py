@@ -14,7 +14,8 @@ def find(evidence: Evidence) -> Iterator[Finding]:
                 "medium",
                 row["behaviour"],
                 row["num_pairs"],
-                f"{row['behaviour']} has distinguishability {row['distinguishability']:.2f}, not above the "
-                f"{row['permutation_floor']:.2f} that shuffled labels reach with {row['num_pairs']} pairs.",
+                f"{row['behaviour']} has distinguishability {row['distinguishability']:.2f} before the part of noise "
+                f"is taken off, not above the {row['permutation_floor']:.2f} that shuffled labels reach with "
+                f"{row['num_pairs']} pairs.",
                 "Check the labels, add pairs, or expect this behaviour not to generalise.",
             )

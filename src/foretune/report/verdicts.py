@@ -270,8 +270,8 @@ def _data_flags(folder: RunFolder, name: str) -> list[tuple[str, str]]:
             )
         )
     if value is not None and floor is not None and value <= floor:
-        said = f"Distinguishability {value:.3g} is not above {floor:.3g}, which shuffled preferences reach by chance."
-        flags.append((INDISTINGUISHABLE, said))
+        reached = f"Distinguishability is {value:.3g} before the part of noise is taken off, not above {floor:.3g}"
+        flags.append((INDISTINGUISHABLE, f"{reached}, which shuffled preferences reach by chance."))
     return flags
 
 
