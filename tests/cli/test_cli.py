@@ -226,6 +226,16 @@ def test_bad_arguments_end_with_a_sentence_and_code_2(flags, said, tiny_folder, 
     assert said in error and "Traceback" not in error
 
 
+def test_prompts_that_merge_with_their_responses_are_told(tiny_folder, tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "long " * 90, "chosen": "a", "rejected": "b"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ("--max_length", "40", "--test_fraction", "0")
+    assert run("audit", *command(tiny_folder, path, tmp_path / "run"), *flags) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "is left of 2: the prompts of 1 fill the 40 tokens" in said and "; the prompts of 1 are empty or merge" in said
+
+
 def test_odd_behaviours_are_reported_not_fatal(tiny_folder, tmp_path, capsys):
     rows = [
         *(

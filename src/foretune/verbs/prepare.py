@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple
 
@@ -265,12 +266,26 @@ def prepare(job: Job, *, loaded: LoadedModel | None = None) -> Prepared:
             }
         )
     if not pairs.is_train.any():
-        limit = min(filter(None, limits.values()))
-        raise UserError(
-            f"no training pair is left: the prompts of all {len(data.train)} rows fill the {limit}"
-            " tokens there are; raise --max_length or use a model with a longer context."
-        )
+        raise UserError(f"no training pair is left of {len(data.train)}: {'; '.join(_why_lost(lost, limits))}.")
     return Prepared(job, data, loaded, pairs, counts, weights_hash(loaded.model), _data_hash(data, pairs)).settled()
+
+
+def _why_lost(lost: Lost, limits: dict[str, int | None]) -> Iterator[str]:
+    """What to do about training rows that encoding dropped."""
+    too_long, merged = (
+        sum(count for (_, split), count in own.items() if split == "train") for own in (lost.too_long, lost.promptless)
+    )
+    if too_long:
+        room = min(filter(None, limits.values()))
+        yield (
+            f"the prompts of {too_long} fill the {room} tokens there are (raise --max_length or use a model with a "
+            "longer context)"
+        )
+    if merged:
+        yield (
+            f"the prompts of {merged} are empty or merge with their responses into one token (put a space or a line "
+            "break between them)"
+        )
 
 
 def contrasts_of(data: PreferenceData, pairs: EncodedPairs) -> Contrasts | None:
