@@ -9,7 +9,7 @@ between losses of two real seeds (which vary √2 times as much as a loss).
 
 import argparse
 import os
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +35,26 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "foretune-bands")
     options = parser.parse_args()
     result: dict[str, Any] = {"runs": RUNS, "steps": STEPS, "machine": machine(), "commit": commit(), "mixtures": {}}
-    for mixture in MIXTURES:
+    simulated: dict[str, dict[str, np.ndarray]] = {}
+    for seed, mixture in product(range(SEEDS), MIXTURES):
         names, file = rows_of(mixture, options.data, options.work / mixture)
-        spreads = {}
-        for forecast, every in FORECASTS.items():
-            folder = file.parent / forecast.replace(" ", "-")
-            prepared = prepare(job(folder, file, relinearise_every=every, band_runs=RUNS))
-            forecast_prepared(prepared, Progress.silent())
-            spreads[forecast] = spread_of(prepared.job.run, names)
-        result["mixtures"][mixture] = {"forecasts": {}, "losses": {}}
-        for seed in range(SEEDS):
-            found = losses_of(prepare(job(file.parent / f"seed-{seed}", file, seed=seed)))
-            result["mixtures"][mixture]["losses"][seed] = {name: round(found[name], 5) for name in names}
+        if mixture not in simulated:
+            simulated[mixture] = {name: spread_of(forecast(file, name), names) for name in FORECASTS}
+        own = result["mixtures"].setdefault(mixture, {"losses": {}})
+        losses = losses_of(prepare(job(file.parent / f"seed-{seed}", file, seed=seed)))
+        own["losses"][seed] = {name: round(losses[name], 5) for name in names}
+        if seed:
+            real = np.array([[*found.values()] for found in own["losses"].values()])
+            own["forecasts"] = {name: beside(spread, real) for name, spread in simulated[mixture].items()}
             write("bands", result)
-        losses = np.array([[*own.values()] for own in result["mixtures"][mixture]["losses"].values()])
-        result["mixtures"][mixture]["forecasts"] = {name: beside(own, losses) for name, own in spreads.items()}
-        write("bands", result)
-        print(mixture, result["mixtures"][mixture]["forecasts"], flush=True)
+            print(seed, mixture, own["forecasts"], flush=True)
+
+
+def forecast(file: Path, name: str) -> RunFolder:
+    """The run folder of one of FORECASTS, with bands."""
+    folder = file.parent / name.replace(" ", "-")
+    prepared = prepare(job(folder, file, relinearise_every=FORECASTS[name], band_runs=RUNS))
+    return forecast_prepared(prepared, Progress.silent())
 
 
 def spread_of(run: RunFolder, names: list[str]) -> np.ndarray:

@@ -39,7 +39,7 @@ behaviour; test mixtures are reported, all criteria were fixed before the first 
   five passes are older than the part of it that is taken off pair by pair.
 - *n looked at*: so many pairs of each behaviour (`--observe_pairs`), the measured ones among them, are scored by the
   model itself with the weights of the simulated run's end. As many as are measured are scored at each anchor, too: not
-  yet with 2,000 steps and all weights; it changes little ([design](../design/twin.md)). Several passes without a look
+  yet with all weights from step 0; it changes little ([design](../design/twin.md)). Several passes without a look
   are older still: margins went on from what was found at an anchor, not from halfway
   ([theory](theory.md#the-linearised-twin)), which high learning rates suffer from.
 - *pilot*: the first 5, 10 or 20 % of the steps are trained really, the rest is forecast (`--pilot_fraction`).
