@@ -233,7 +233,9 @@ def test_prompts_that_merge_with_their_responses_are_told(tiny_folder, tmp_path,
     flags = ("--max_length", "40", "--test_fraction", "0")
     assert run("audit", *command(tiny_folder, path, tmp_path / "run"), *flags) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "is left of 2: the prompts of 1 fill the 40 tokens" in said and "; the prompts of 1 are empty or merge" in said
+    assert (
+        "is left of 2: the prompts of 1 fill the 40 tokens" in said and "; the prompts of 1 are empty or merge" in said
+    )
 
 
 def test_odd_behaviours_are_reported_not_fatal(tiny_folder, tmp_path, capsys):
@@ -366,6 +368,17 @@ def test_help_and_unknown_verbs(capsys):
 def test_every_verb_lists_its_arguments(verb, capsys):
     assert run(verb, "--help") == 0
     assert f"usage: foretune {verb}" in capsys.readouterr().out
+
+
+def test_help_begins_with_our_own_arguments_and_lists_trls_when_asked(capsys):
+    assert run("forecast", "--help") == 0
+    short = capsys.readouterr().out
+    assert run("forecast", "--help_all") == 0
+    everything = capsys.readouterr().out
+    assert "--twin_pairs N" in short and "--weight_column TEXT" in short and "Default: 0.2." in short
+    assert "--lr_scheduler_type" not in short and "--lr_scheduler_type" in everything and "--twin_pairs" in everything
+    assert run("compare", "--help") == 0
+    assert "--methods" in capsys.readouterr().out
 
 
 def test_help_imports_nothing_heavy():

@@ -19,7 +19,7 @@ def run(arguments: Sequence[str]) -> None:
     own, rest = parser.parse_known_args(arguments)
     methods = [name.strip() for name in own.methods.split(",") if name.strip()]
     check_methods(methods)  # refuse before any work
-    job = parse_job(rest, prog="foretune compare [--methods dpo,ipo,slic] [--seeds 0,1]")
+    job = parse_job(rest, prog="foretune compare", verb=parser)
     folder = compare(job, methods=methods, seeds=_numbers(own.seeds), progress=Progress())
     if processes.is_main():
         page = build_comparison(folder.path)

@@ -18,7 +18,7 @@ def run(arguments: Sequence[str]) -> None:
     own, rest = parser.parse_known_args(arguments)
     claims = own.claims.split(",") if own.claims else None
     chosen_claims(claims)  # refuse before any work
-    job = parse_job(rest, prog="foretune reproduce [--claims R1,R2] [--quick]", defaults=DEFAULTS)
+    job = parse_job(rest, prog="foretune reproduce", defaults=DEFAULTS, verb=parser)
     folder = reproduce(
         job,
         claims=claims,

@@ -1,15 +1,13 @@
 """A job: the arguments of `trl dpo`, plus foretune's own few."""
 
-import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import torch
-from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, TrlParser
+from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
 
 from foretune import processes
 from foretune.data import PreferenceData, load_preferences
@@ -21,6 +19,7 @@ from foretune.records import RunFolder
 from foretune.scores import Convention
 from foretune.training.build import default_device
 from foretune.verbs.arguments import ForetuneArguments
+from foretune.verbs.flags import spoken_arguments
 from foretune.verbs.losses import (
     check_method,
     convention_of,
@@ -204,34 +203,16 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def parse_job(arguments: Sequence[str], *, prog: str, defaults: Mapping[str, Any] | None = None) -> Job:
+def parse_job(arguments: Sequence[str], *, prog: str, **more: Any) -> Job:
     """Parse flags and `--config file.yaml`, as `trl dpo` does.
 
-    Where neither model nor data are named, the run folder's own config.yaml is continued. `defaults` hold where flags,
-    file and folder say nothing.
+    Where neither model nor data are named, the run folder's own config.yaml is continued. `more`: as of
+    `spoken_arguments`.
 
     Raises:
         UserError: unknown or missing arguments, or values that TRL refuses.
     """
-    return job_from(**spoken_arguments(arguments, TYPES, prog=prog, defaults=defaults))
-
-
-def spoken_arguments(
-    arguments: Sequence[str], kinds: Sequence[type], *, prog: str, defaults: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """What the user said, of the arguments of `kinds`: flags, configuration file, or the run folder's config.yaml.
-
-    Raises:
-        UserError: a configuration that cannot be read.
-    """
-    said = _said_by_flags(list(arguments), kinds, prog)
-    from_file = _read_config(said.pop("config", None))
-    spoken = {**from_file, **said}
-    defaults = defaults or {}
-    if not {"model_name_or_path", "dataset_name"} & set(spoken):
-        folder = RunFolder(str(spoken.get("output_dir") or defaults.get("output_dir") or "trainer_output"))
-        spoken = {**(folder.read_yaml("config.yaml") or {}), **spoken}
-    return {**defaults, **spoken}
+    return job_from(**spoken_arguments(arguments, TYPES, prog=prog, **more))
 
 
 def job_from(**explicit: Any) -> Job:
@@ -292,36 +273,3 @@ def _flag_value(value: Any) -> str:
 
     values = value if isinstance(value, list | tuple) else [value]
     return " ".join(shlex.quote(str(item)) for item in values)
-
-
-def _said_by_flags(arguments: list[str], kinds: Sequence[type], prog: str) -> dict[str, Any]:
-    """Only the flags that were given, as TRL's parser types them."""
-    parser = TrlParser(kinds, prog=prog)  # pyright: ignore
-    parser.add_argument("--config", help="YAML file with any of these arguments, as for `trl dpo`.")
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-        action.required = False
-    if not processes.is_main():
-        parser._print_message = lambda *_: None  # usage and errors are shown once
-    # argparse ends the process with code 2 and a sentence on unknown flags and unreadable values
-    return vars(parser.parse_args(arguments))
-
-
-def _read_config(path: str | None) -> dict[str, Any]:
-    import yaml
-
-    if path is None:
-        return {}
-    try:
-        content = yaml.safe_load(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the configuration {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"the configuration {path} must be a YAML mapping of argument names to values.")
-    if strange := [name for name in content if not isinstance(name, str)]:
-        raise UserError(f"the configuration {path} has the key {strange[0]!r}: keys must be names of arguments.")
-    variables = content.pop("env", None) or {}
-    if not isinstance(variables, dict):
-        raise UserError(f"env in the configuration {path} must be a mapping of environment variables to values.")
-    os.environ.update({str(name): str(value) for name, value in variables.items()})
-    return content

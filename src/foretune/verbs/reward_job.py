@@ -12,7 +12,8 @@ from foretune.errors import UserError
 from foretune.models.load import resolve_dtype
 from foretune.training.build import default_device
 from foretune.verbs.arguments import SharedArguments
-from foretune.verbs.job import DEFAULTS, Job, fill, spoken_arguments, without_restart
+from foretune.verbs.flags import spoken_arguments
+from foretune.verbs.job import DEFAULTS, Job, fill, without_restart
 from foretune.verbs.values import checked
 
 TRAINABLE = ("score", "lora", "full")

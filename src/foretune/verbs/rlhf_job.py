@@ -10,7 +10,8 @@ from foretune import processes
 from foretune.errors import UserError
 from foretune.training.build import TRAINABLE, default_device
 from foretune.verbs.arguments import SharedArguments
-from foretune.verbs.job import DEFAULTS, Job, fill, spoken_arguments, without_restart
+from foretune.verbs.flags import spoken_arguments
+from foretune.verbs.job import DEFAULTS, Job, fill, without_restart
 from foretune.verbs.values import checked
 
 
