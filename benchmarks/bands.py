@@ -88,6 +88,8 @@ def beside(simulated: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
 
     def figures(drawn: list[int]) -> tuple[float, float]:
         pairs = np.array([pair for pair in combinations(drawn, 2) if pair[0] != pair[1]])
+        if not len(pairs):  # the same seed each time
+            return np.nan, np.nan
         apart = losses[pairs[:, 0]] - losses[pairs[:, 1]]
         # half the mean square difference is the variance, and resampled seeds do not lessen it
         real = np.sqrt((apart**2).mean() / 2)
