@@ -55,14 +55,19 @@ def bands(found: dict[str, Any]) -> Iterator[str]:
         "eight behaviours of each mixture. The 90 % band of a forecast is about other seeds (batch order, dropout, "
         f"adapters, stand-ins); here it is made of {found['runs']} simulated runs. Spread: root mean square over "
         "behaviours of the standard deviation of the final losses. Wanted: nine in ten differences between losses of "
-        "two real seeds are within what the band allows. Intervals are bootstraps over the real seeds.\n"
+        "two real seeds are within what the band allows. *Same seeds*: simulated from the seeds of the real runs; "
+        "*correlation* of a seed's mean loss there with the real one. Intervals are bootstraps over the seeds.\n"
     )
-    yield "| mixture | features | spread of simulated losses | of real ones | seeds | differences allowed for |"
-    yield "|---|---|---|---|---|---|"
+    yield (
+        "| mixture | features | spread in the band's runs | in real ones | seeds | differences allowed for | spread of "
+        "the same seeds | correlation |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
     for mixture, own in found["mixtures"].items():
         for name, figures in own["forecasts"].items():
-            real, held = (figures["intervals"][key] for key in ("real_sd", "held"))
+            real, held, like = (figures["intervals"][key] for key in ("real_sd", "held", "correlation"))
             yield (
                 f"| {mixture} | {name} | {figures['simulated_sd']:.4f} | {figures['real_sd']:.4f} ({real[0]:.4f} to "
-                f"{real[1]:.4f}) | {len(own['losses'])} | {figures['held']:.0%} ({held[0]:.0%} to {held[1]:.0%}) |"
+                f"{real[1]:.4f}) | {len(own['losses'])} | {figures['held']:.0%} ({held[0]:.0%} to {held[1]:.0%}) | "
+                f"{figures['same_seeds_sd']:.4f} | {figures['correlation']:.2f} ({like[0]:.2f} to {like[1]:.2f}) |"
             )
