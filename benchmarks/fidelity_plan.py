@@ -161,8 +161,10 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
     yield Run("test-0", 0, **FULL), [FEW[0], FEW[1], FEW[3], *ALL]
     for mixture in ("tuning-0", "test-0"):
         yield Run(mixture, 0, dtype="float32", **FULL), [FULL_PASSES, FEW[0], FULL_PILOT_PASSES, FEW[3]]
-    yield Run("test-0", 1, **FULL), FULL_LOOKS
+    for seed in (1, 0):
+        yield Run("test-0", seed, **FULL), FULL_LOOKS
     yield LONG, [*at_cost(LONG, 0.1), *LOOKS[2:]]
+    yield LONG._replace(seed=1), [*LOOKS, *at_cost(LONG, 0.1)[-3:]]
     yield HALF_LONG, [*at_cost(HALF_LONG, 0.1), ALL[0], FEW[2]]
     yield HALF_LONGER, at_cost(HALF_LONGER, 0.05)
     yield Run("test-0", 2), [*FEW[:1], PASSES[0], *SHORTER, *PILOTS]
@@ -185,6 +187,7 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
         Forecast(5, pairs=20, held=20),
         *(Forecast(pilot=pilot, held=30) for pilot in (0.1, 0.2)),
     ]
+    yield TEXT._replace(seed=1), LOOKS[1:]
     yield TEXT._replace(dtype="float32", observations=5), [FEW[0], *held, SHORTER[3], SHORTER[1], ALL[0]]
     yield TEXT._replace(mixture="tuning-text"), [LOOKS[1], Forecast(5, pairs=20, held=20, looked=ROWS), SHORTER[3]]
     yield Run("tuning-0", 0, learning_rate=4e-4), [LOOKS[1]]
