@@ -17,6 +17,7 @@ from foretune.records.run_folder import refuse_rlhf
 
 Row = dict[str, Any]
 ALL = "all"
+REAL_RUN = "real_run"
 METHODS = ("simulated_run", "gradient_flow", "second_order")
 MAX_PAIRS = 20
 STAGES = {
@@ -35,7 +36,7 @@ class RunFolder:
         path: The folder.
         record: `record.json`.
         behaviours: Rows of `behaviours.parquet`, one per behaviour and split.
-        forecast: Rows of `forecast.parquet` (the best method there is).
+        forecast: Rows of `forecast.parquet` (the best method there is); none where they are those of the run itself.
         observed: Rows of `observed.parquet`.
         findings: Rows of `findings.parquet`.
         pairs: The rows that push hardest against their own behaviour, at most 20.
@@ -78,8 +79,14 @@ class RunFolder:
         return [
             (name, f"{verb} --output_dir {shlex.quote(str(self.path))}", adds)
             for name, (verb, adds) in STAGES.items()
-            if not getattr(self, name)
+            if not getattr(self, name) and not (name in ("forecast", "verification") and self._run_was_forecast)
         ]
+
+    @property
+    def _run_was_forecast(self) -> bool:
+        """Whether training was asked for as a forecast, to which there is nothing to compare."""
+        said = self.record.get("forecast") or {}
+        return bool(said) and said.get("pilot_steps") == said.get("steps")
 
     def measures(self, behaviour: str) -> Row:
         """The behaviour's row of `behaviours.parquet`, on the training split where there is one."""
@@ -173,7 +180,7 @@ def _read_worst_pairs(path: Path) -> list[Row]:
 
 def _best_method(rows: list[Row]) -> list[Row]:
     """The rows of the best method there is, for the mixture and for each behaviour alone by themselves."""
-    kept = []
+    kept, rows = [], [row for row in rows if row.get("method") != REAL_RUN]
     for trained_on in dict.fromkeys(row.get("trained_on") for row in rows):
         same = [row for row in rows if row.get("trained_on") == trained_on]
         present = list(dict.fromkeys(row.get("method") for row in same))

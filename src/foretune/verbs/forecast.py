@@ -53,7 +53,8 @@ def forecast(job: "Job | DPOTrainer | None" = None, *, progress: Progress | None
         **arguments: TRL's and foretune's arguments.
 
     Returns:
-        The run folder, with forecast.parquet (the audit is made first if it is missing).
+        The run folder, with forecast.parquet (the audit is made first if it is missing). Where features would cost as
+        much as the run itself, and no argument asks for them, the run is trained and its curves are the forecast.
 
     Raises:
         UserError: anything wrong with arguments, data or model; a loss that cannot be forecast.
@@ -67,6 +68,10 @@ def forecast(job: "Job | DPOTrainer | None" = None, *, progress: Progress | None
         job.objective()  # refuse before any work
         _check_parts(job)
         prepared = prepare(job)
+        from foretune.verbs.run_instead import run_instead, run_is_cheaper  # which trains, and so may forecast
+
+        if run_is_cheaper(prepared):
+            return run_instead(prepared, progress or Progress.silent())
     return forecast_prepared(prepared, progress or Progress.silent())
 
 
@@ -96,7 +101,8 @@ def forecast_prepared(prepared: Prepared, progress: Progress) -> RunFolder:
         **({} if result.chosen is None else {"chosen": result.chosen}),
         missed=result.missed,
     )
-    section = _section(prepared, problem, result, watch)
+    section = section_of(prepared, result, watch, pilot_steps=problem.past.num_steps if problem.past else 0)
+    section["notes"] = _notes(job, problem)
     if lineariser:
         section |= _trust(prepared, problem, result)
         section["look_explains"] = result.look and result.look.explained
@@ -273,13 +279,14 @@ IRRELEVANT = {
 }
 
 
-def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, watch: Stopwatch) -> dict[str, Any]:
+def section_of(prepared: Prepared, result: Forecast, watch: Stopwatch, *, pilot_steps: int) -> dict[str, Any]:
+    """What record.json says of every forecast."""
     job, arguments = prepared.job, prepared.job.training
     rates = job.run.record["audit"]["initial_rates"]
     return {
         "trainable": job.trainable,
         "twin": job.twin,
-        "pilot_steps": problem.past.num_steps if problem.past else 0,
+        "pilot_steps": pilot_steps,
         "what_is_forecast": WHAT_IS_FORECAST[job.twin],
         "objective": f"{_loss_name(job)}, beta {arguments.beta:g}{_scores(job)}",
         "optimizer": str(getattr(arguments.optim, "value", arguments.optim)),
@@ -294,7 +301,6 @@ def _section(prepared: Prepared, problem: ForecastProblem, result: Forecast, wat
         "unlearned_at_first": sorted(name for name, rate in rates.items() if rate < 0),
         "unlearned_at_end": [name for name, (start, end) in _ends(result).items() if end > start],
         "seconds": watch.seconds,
-        "notes": _notes(job, problem),
     }
 
 
@@ -309,7 +315,8 @@ def _scores(job: Job) -> str:
 
 def _ends(result: Forecast) -> dict[str, tuple[float, float]]:
     """The training loss of each behaviour at the first and at the last step of the joint run."""
-    joint = [row for row in result.rows if (row["method"], row["trained_on"]) == ("simulated_run", "mixture")]
+    method = result.rows[0]["method"]
+    joint = [row for row in result.rows if (row["method"], row["trained_on"]) == (method, "mixture")]
     losses = {(row["behaviour"], row["step"]): row["loss"] for row in joint if row["split"] == "train"}
     names = {name for name, _ in losses} - {ALL}
     return {name: (losses[name, 0], losses[name, result.steps[-1]]) for name in sorted(names)}

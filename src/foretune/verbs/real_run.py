@@ -122,20 +122,15 @@ def training_key(prepared: Prepared) -> str:
     return sha256_of(features, prepared.job.trainable, settings, observed, processes.count())
 
 
+# Arguments of forecasts before training alone.
+OF_FORECASTS = {
+    *("twin", "twin_pairs", "factor_rank", "twin_coordinates", "relinearise_every", "relinearise_tolerance"),
+    *("pilot_fraction", "band_runs", "forecast_alone", "forecast_displacement", "alone_mass"),
+}
 # Arguments that change no number of a training run.
-IRRELEVANT = {
+IRRELEVANT = OF_FORECASTS | {
     *("output_dir", "report_to", "run_name", "disable_tqdm", "logging_steps", "resume_from_checkpoint"),
-    *("draws", "sketch_dim", "forecast_alone", "forecast_displacement", "alone_mass"),
-    *(
-        "audit_pairs",
-        "twin",
-        "twin_pairs",
-        "factor_rank",
-        "twin_coordinates",
-        "relinearise_every",
-        "relinearise_tolerance",
-    ),
-    *("pilot_fraction", "forecast_at", "band_runs"),
+    *("draws", "sketch_dim", "audit_pairs", "forecast_at"),
 }
 
 

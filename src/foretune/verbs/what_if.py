@@ -76,6 +76,11 @@ class StoredTwin:
             )
         section = self.folder.record["forecast"]
         keys, settings = section["anchors"], section.get("settings") or self.folder.read_yaml("config.yaml")
+        if section["pilot_steps"] >= section["steps"]:
+            raise UserError(
+                f"the forecast in {self.folder.path} is the run itself, which was cheaper to train than to forecast: "
+                "for what-ifs run `foretune forecast` with --relinearise_every 0."
+            )
         if not keys or settings is None:
             raise UserError(
                 f"the forecast in {self.folder.path} simulated the output layer or a trainer built in Python: "
