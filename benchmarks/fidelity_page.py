@@ -36,7 +36,8 @@ behaviour; test mixtures are reported, all criteria were fixed before the first 
   order of the audit (`representative_rank`), as foretune takes them; where there are more pairs than n and the word is
   missing, the forecast is older and of those with the lowest ids, as good as drawn. *n held out*: so many more of each
   behaviour are measured and not trained on, which tell what pairs that stand for others learn by heart; on free text,
-  five passes are older than the part of it that is taken off pair by pair.
+  five passes are older than the part of it that is taken off pair by pair. Of free texts as few as these, foretune
+  measures all once (*100 pairs*), which was chosen on a tuning mixture ([design](../design/twin.md)).
 - *n looked at*: so many pairs of each behaviour (`--observe_pairs`), the measured ones among them, are scored by the
   model itself with the weights of the simulated run's end. As many as are measured are scored at each anchor, too: not
   yet with all weights from step 0; it changes little ([design](../design/twin.md)). Several passes without a look

@@ -187,9 +187,19 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
         Forecast(5, pairs=20, held=20),
         *(Forecast(pilot=pilot, held=30) for pilot in (0.1, 0.2)),
     ]
-    yield TEXT._replace(seed=1), LOOKS[1:]
+    yield TEXT._replace(seed=1), [ALL[0], *LOOKS[1:]]
     yield TEXT._replace(dtype="float32", observations=5), [FEW[0], *held, SHORTER[3], SHORTER[1], ALL[0]]
-    yield TEXT._replace(mixture="tuning-text"), [LOOKS[1], Forecast(5, pairs=20, held=20, looked=ROWS), SHORTER[3]]
+    yield (
+        TEXT._replace(mixture="tuning-text"),
+        [
+            LOOKS[1],
+            ALL[0],
+            Forecast(2, pairs=50, looked=ROWS),
+            Forecast(2, **EVERY),
+            Forecast(5, pairs=20, held=20, looked=ROWS),
+            SHORTER[3],
+        ],
+    )
     yield Run("tuning-0", 0, learning_rate=4e-4), [LOOKS[1]]
     for rate in (1e-4, 4e-4):
         yield Run("test-0", 0, learning_rate=rate), [*LOOKS[1:], *FEW[:3], PASSES[0]]

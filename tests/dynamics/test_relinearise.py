@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foretune.dynamics.confidence import confidence, likely_error
-from foretune.dynamics.relinearise import LARGEST_COST, MOST_PASSES, Drift, Relinearisation, affordable_interval
+from foretune.dynamics.relinearise import (
+    FEWEST_PAIRS,
+    LARGEST_COST,
+    LARGEST_COST_OF_ALL,
+    MOST_PAIRS,
+    MOST_PASSES,
+    MOST_TEXTS,
+    Drift,
+    Relinearisation,
+    affordable_interval,
+    affordable_texts,
+)
 
 
 class Curve:
@@ -106,3 +117,18 @@ def test_passes_stay_cheap_beside_the_run(steps, rows, measured):
     one_more = min(passes + 1, steps)  # there is no room for more of them
     if MOST_PASSES > passes == 1 and steps > 1:
         assert one_more * measured > LARGEST_COST * steps * rows
+
+
+@given(st.integers(1, 500), st.integers(1, 64), st.lists(st.integers(1, 300), min_size=1, max_size=12))
+def test_of_free_texts_all_are_measured_or_a_second_pass_is_affordable(steps, rows, sizes):
+    measured = affordable_texts(steps * rows, np.array(sizes), once=False)
+    reads = sum(min(measured, size) for size in sizes)
+    if measured == max(sizes) and reads < LARGEST_COST_OF_ALL * steps * rows:
+        return
+    if measured == MOST_PAIRS:  # too short a run for two passes over fewer, or just as many
+        few = 2 * sum(min(FEWEST_PAIRS, size) for size in sizes)
+        assert few > LARGEST_COST * steps * rows or 2 * reads <= LARGEST_COST * steps * rows
+        return
+    assert FEWEST_PAIRS <= measured <= MOST_TEXTS
+    assert affordable_interval(steps, rows, reads) > 0 or steps == 1
+    assert max(sizes) > MOST_TEXTS or sum(sizes) >= LARGEST_COST_OF_ALL * steps * rows

@@ -14,11 +14,11 @@ from foretune.models.head import head_of
 from foretune.records import RunFolder
 from foretune.records.provenance import sha256_of, versions
 from foretune.statistics.behaviours import yes_no_features
+from foretune.verbs.answers import answers_of
 from foretune.verbs.audit import features_key, features_of
 from foretune.verbs.prepare import Prepared
 from foretune.verbs.progress import Progress
 from foretune.verbs.real_run import training_key
-from foretune.verbs.stand_ins import answers_of
 
 FloatArray = NDArray[np.float64]
 # The paper's figures show these; its priority pair is the second list.
@@ -122,7 +122,7 @@ class Study:
         Raises:
             NotApplicable: the answers are not one token each, logits are capped, or no behaviour has rows enough.
         """
-        answer, shared = answers_of(self.prepared)
+        answer, shared = answers_of(self.prepared.pairs)
         pair = self.prepared.pairs[0]
         if not shared or pair.chosen_ids[1:] != pair.rejected_ids[1:]:
             raise NotApplicable("the pairs do not share two answers of one token each, such as Yes and No")
@@ -172,7 +172,7 @@ class Study:
         if self._dialogue is None:
             raise NotApplicable("no data with answers of several tokens were named (--dialogue_dataset_name)")
         study = self.once("dialogue", self._dialogue)
-        if answers_of(study.prepared)[1]:
+        if answers_of(study.prepared.pairs)[1]:
             raise NotApplicable(f"all answers in {study.prepared.data.info.source} are the same two")
         return study
 
@@ -192,7 +192,7 @@ class Study:
     @cached_property
     def answer_tokens(self) -> list[int]:
         """The tokens of the two answers, the first answer's first."""
-        answer, _ = answers_of(self.prepared)
+        answer, _ = answers_of(self.prepared.pairs)
         pair = self.prepared.pairs[int(np.flatnonzero(answer == 0)[0])]
         return [pair.chosen_ids[0], pair.rejected_ids[0]]
 

@@ -9,6 +9,7 @@ from math import ceil, inf
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from foretune.dynamics.margin_model import Anchored, all_margins
@@ -27,6 +28,8 @@ MOST_PASSES, LARGEST_COST = 5, 0.25
 WORTH_PASSES = 3
 # Pairs of each behaviour and split that features are taken of (one pass alone: MOST_PAIRS), and that are observed.
 FEWEST_PAIRS, ENOUGH_PAIRS, MOST_PAIRS = 10, 20, 50
+# The same of free texts, which hardly stand for one another; and what one pass over all of them may cost.
+MOST_TEXTS, LARGEST_COST_OF_ALL = 100, 0.5
 
 
 def affordable_interval(num_steps: int, rows_per_step: int, num_measured: int) -> int:
@@ -70,6 +73,31 @@ def affordable_pairs(num_rows: int, num_groups: int) -> NumPairs:
         return NumPairs(MOST_PAIRS, MOST_PAIRS)
     measured = min(max(int(rows / MOST_PASSES), FEWEST_PAIRS), ENOUGH_PAIRS)
     return NumPairs(measured, min(max(int(rows / MOST_PASSES), ENOUGH_PAIRS), MOST_PAIRS))
+
+
+def affordable_texts(num_rows: float, sizes: NDArray[np.int64], *, once: bool) -> int:
+    """How many free texts of each behaviour and split to measure: all, if one pass over them is affordable.
+
+    What a text that stands for others learns by heart, each of them would learn of its own: rather pairs than passes.
+    Where not all are measured, no more than leave room for a second pass, which tells what is learned by heart.
+
+    Args:
+        num_rows: that the run trains on, each as often as it does.
+        sizes: of the behaviours, those of held-out pairs apart, shape (g,).
+        once: there can be no second pass.
+
+    >>> affordable_texts(1_440, np.array([100, 100, 100]), once=False)
+    100
+    >>> affordable_texts(20_000, np.array([5000, 5000, 1000, 1000]), once=False)
+    100
+    >>> affordable_texts(720, np.array([160, 160, 40, 40]), once=False)
+    22
+    """
+    if sizes.max() <= MOST_TEXTS and sizes.sum() < LARGEST_COST_OF_ALL * num_rows:
+        return int(sizes.max())
+    reads = np.minimum.outer(np.arange(1, MOST_TEXTS + 1), sizes).sum(1)
+    measured = int(np.sum((1 if once else 2) * reads <= LARGEST_COST * num_rows))
+    return measured if measured >= (MOST_PAIRS if once else FEWEST_PAIRS) else MOST_PAIRS
 
 
 class Drift(NamedTuple):

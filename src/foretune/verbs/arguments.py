@@ -99,7 +99,8 @@ class ForetuneArguments(SharedArguments):
         metadata={
             "help": "Training pairs of each behaviour that the forecast's features are taken of; they stand for the "
             "rest of their behaviour. Default: 50; 10 to 20 where the run is long enough to take features of so few "
-            "more than once. In one pass, those that are observed are taken too."
+            "more than once; of free texts all, up to 100, where half the run's rows are more, else as many as two "
+            "passes afford. In one pass, those that are observed are taken too."
         },
     )
     audit_pairs: int | None = field(

@@ -25,10 +25,11 @@ from foretune.statistics.behaviours import (
 from foretune.statistics.herding import representative_rank
 from foretune.statistics.priority import equal_rate_mixture, initial_rates
 from foretune.statistics.rankings import measured_rankings
+from foretune.verbs.answers import answers_of
 from foretune.verbs.job import Job, job_from
 from foretune.verbs.prepare import Prepared, Stopwatch, prepare, template_hash, tokenizer_hash
 from foretune.verbs.progress import Progress
-from foretune.verbs.stand_ins import answers_of, stand_ins
+from foretune.verbs.stand_ins import stand_ins
 
 PREVIEW = 300
 SIDES = ("prompt", "chosen", "rejected")
@@ -211,7 +212,7 @@ def measure(prepared: Prepared, features: PairFeatures) -> Measured:
     Of rankings, one row a ranking.
     """
     weights, prepared = audited_weights(prepared), prepared.audited
-    answer, shared = answers_of(prepared)
+    answer, shared = answers_of(prepared.pairs)
     found = Measured(
         prepared.behaviour_of,
         prepared.split_of,
@@ -254,7 +255,7 @@ def _of_pairs(prepared: Prepared, values: np.ndarray) -> np.ndarray:
 
 
 def _answertexts_of(prepared: Prepared) -> list[str] | None:
-    answer, shared = answers_of(prepared)
+    answer, shared = answers_of(prepared.pairs)
     if not shared:
         return None
     pair = prepared.pairs[0]

@@ -13,7 +13,13 @@ from foretune import processes
 from foretune.data import PreferenceData
 from foretune.data.formats import UNPAIRED
 from foretune.data.tables import columns_of, opened_anew
-from foretune.dynamics.relinearise import MOST_PAIRS, NumPairs, affordable_interval, affordable_pairs
+from foretune.dynamics.relinearise import (
+    MOST_PAIRS,
+    NumPairs,
+    affordable_interval,
+    affordable_pairs,
+    affordable_texts,
+)
 from foretune.errors import UserError
 from foretune.memory import give_back
 from foretune.models.encoding import Lost, encode
@@ -31,6 +37,7 @@ from foretune.objectives import (
 from foretune.records import RunFolder
 from foretune.records.provenance import pairs_hash, sha256_of
 from foretune.training.build import lora_config
+from foretune.verbs.answers import answers_of
 from foretune.verbs.job import Job
 from foretune.verbs.losses import OF_RESPONSES, margin_loss
 
@@ -94,24 +101,47 @@ class Prepared(NamedTuple):
 
     def _affordable_pairs(self) -> NumPairs:
         """Of each behaviour and split, where features may be taken anew on the way."""
-        if self.job.twin != "weight_space" or self.job.ours.relinearise_every == 0:
-            return NumPairs(MOST_PAIRS, MOST_PAIRS)
-        num_rows = self.job.num_steps(self.num_train_units) * self.job.rows_per_step
-        return affordable_pairs(num_rows, self._num_groups)
+        job, most = self.job, NumPairs(MOST_PAIRS, MOST_PAIRS)
+        once = job.twin != "weight_space" or job.ours.relinearise_every == 0
+        pairs = most if once else affordable_pairs(self._num_rows, len(self._group_sizes))
+        if job.twin == "output_layer" or not self._free_text:
+            return pairs
+        texts = affordable_texts(self._num_rows / (1 + self._sided), self._group_sizes, once=once)
+        wanted = max(job.ours.audit_pairs or texts, pairs.measured)  # a sample that is asked for is not enlarged
+        return pairs._replace(measured=min(texts, wanted))
 
     def _affords_passes(self, measured: int) -> bool:
         """Whether features of so many pairs of each behaviour and split will be taken more than once."""
         job, ours = self.job, self.job.ours
         if ours.relinearise_every is not None or ours.relinearise_tolerance:
             return bool(ours.relinearise_every or ours.relinearise_tolerance)
-        steps = round(job.num_steps(self.num_train_units) * (1 - ours.pilot_fraction))
-        passes = affordable_interval(steps, job.rows_per_step, measured * self._num_groups) > 0
+        measured = (1 + self._sided) * int(np.minimum(self._group_sizes, measured).sum())
+        passes = affordable_interval(self._num_rows // job.rows_per_step, job.rows_per_step, measured) > 0
         return job.twin == "weight_space" and passes
 
     @property
-    def _num_groups(self) -> int:
-        """Behaviours, those of held-out pairs apart."""
-        return len(np.unique(2 * self.pairs.behaviour + self.pairs.is_train))
+    def _num_rows(self) -> int:
+        """That the run trains on after its pilot, each as often as it does."""
+        steps = self.job.num_steps(self.num_train_units)
+        return round(steps * (1 - self.job.ours.pilot_fraction)) * self.job.rows_per_step
+
+    @property
+    def _group_sizes(self) -> np.ndarray:
+        """Pairs, or rankings, of each behaviour, held-out ones apart."""
+        first = np.unique(self.units, return_index=True)[1]
+        return np.unique((2 * self.pairs.behaviour + self.pairs.is_train)[first], return_counts=True)[1]
+
+    @property
+    def _free_text(self) -> bool:
+        """Whether most training pairs are of behaviours that do not offer the same two answers each time."""
+        return self.contrasts is None and float(np.mean(answers_of(self.pairs)[0][self.train_pairs] < 0)) > 0.5
+
+    @property
+    def _sided(self) -> bool:
+        try:
+            return isinstance(self.objective, SidedObjective)
+        except UserError:  # trained all the same, not forecast
+            return False
 
     @property
     def behaviour_of(self) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretune.errors import UserError
-from foretune.statistics.behaviours import numbered_answers
+from foretune.verbs.answers import answers_of
 from foretune.verbs.prepare import Prepared
 
 
@@ -24,7 +24,7 @@ def stand_ins(
     place[measured] = np.arange(len(measured))
     if contrasts is None:
         # of unpaired rows, desirable ones do not stand for undesirable ones
-        answer, units = answers_of(prepared)[0] + 3 * (pairs.lengths[:, 1] == 0), np.arange(len(pairs))
+        answer, units = answers_of(pairs)[0] + 3 * (pairs.lengths[:, 1] == 0), np.arange(len(pairs))
     else:
         answer, units = (contrasts.ranks > 0).sum(1), contrasts.members[:, 0]
     groups = np.stack([pairs.behaviour[units], answer, pairs.is_train[units]], 1)
@@ -44,23 +44,3 @@ def stand_ins(
         there = contrasts.members >= 0
         place[contrasts.members[there]] = (place[units][:, None] + np.arange(there.shape[1]))[there]
     return place
-
-
-def answers_of(prepared: Prepared) -> tuple[np.ndarray, bool]:
-    """Each pair's preferred answer (0, 1; −1: free text), and whether all behaviours share one pair of answers."""
-    pairs = prepared.pairs
-    answer, offered = np.full(len(pairs), -1), []
-    tokens = pairs.lengths[:, 1:].sum(1)
-    for behaviour in range(len(pairs.names)):
-        members = np.flatnonzero(pairs.behaviour == behaviour)
-        # pairs that offer the same two answers are equally long: no need to read those that are not
-        responses = (
-            ((tuple(pair.chosen_ids), tuple(pair.rejected_ids)) for pair in map(pairs.__getitem__, members))
-            if np.ptp(tokens[members]) == 0
-            else ()
-        )
-        numbered = numbered_answers(responses)
-        offered.append(numbered.options if numbered else None)
-        if numbered:
-            answer[members] = numbered.preferred
-    return answer, offered[0] is not None and all(options == offered[0] for options in offered)

@@ -15,6 +15,7 @@ from foretune import processes
 from foretune.dynamics.anchors import Anchors, Known, anchor_store, read_anchor
 from foretune.dynamics.by_heart import ByHeart
 from foretune.dynamics.margin_model import Anchored, Looked
+from foretune.dynamics.relinearise import FEWEST_PAIRS
 from foretune.features.pair_gradients import trainable_names
 from foretune.features.token_factors import AdaptedLayer
 from foretune.models.encoding import EncodedPair
@@ -83,14 +84,21 @@ class Lineariser:
         return np.concatenate([place, place + len(self.measured)]) if self.sided else place
 
     def _looked_at(self) -> NDArray[np.int64]:
-        """Observed training pairs without features, where weights go on and no held-out pairs tell what is by heart."""
+        """Training pairs without features, where weights go on and no held-out pairs tell what is by heart.
+
+        As many as are measured, if so many are observed; a few even if none is.
+        """
         prepared, place = self._prepared, self.place[: len(self._prepared.pairs)]
         is_train = prepared.split_of == "train"
         heart = ByHeart.of(place, prepared.train_pairs, prepared.observed, prepared.behaviour_of, is_train)
         if heart is not None or not prepared.several_passes:
             return np.empty(0, dtype=np.int64)
-        as_many_more = prepared.representatives(2 * prepared.twin_pairs, split="train")
-        return np.setdiff1d(np.intersect1d(prepared.observed, as_many_more), self.measured)
+        as_many_more, few_more = (
+            prepared.representatives(prepared.twin_pairs + more, split="train")
+            for more in (prepared.twin_pairs, FEWEST_PAIRS)
+        )
+        few_more = np.intersect1d(few_more, prepared.audited_places)  # the reference's scores are known of these
+        return np.setdiff1d(np.union1d(np.intersect1d(prepared.observed, as_many_more), few_more), self.measured)
 
     @property
     def _packed(self) -> bool:
