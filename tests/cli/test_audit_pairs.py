@@ -84,8 +84,12 @@ def test_observed_pairs_are_the_first_in_the_order_of_the_audit(tiny_folder, per
 
 def test_a_forecast_without_held_out_pairs_says_what_it_cannot_tell(sampled, tiny_folder, persona_file, tmp_path):
     flags = ("--observe_pairs", "3", "--twin_pairs", "4", "--test_fraction", "0", "--band_runs", "0")
-    assert run("forecast", *command(tiny_folder, persona_file, tmp_path / "run", *flags)) == 0
-    assert any("by heart" in note for note in load_run(tmp_path / "run").record["forecast"]["notes"])
+    for every, tells in (("0", False), ("3", True)):  # some rows without features are scored where others are taken
+        out = tmp_path / every
+        flags = (*flags, "--relinearise_every", every)
+        assert run("forecast", *command(tiny_folder, persona_file, out, *flags)) == 0
+        notes = load_run(out).record["forecast"]["notes"]
+        assert any("by heart" in note for note in notes) is not tells
     assert not any("by heart" in note for note in sampled.record["forecast"]["notes"])
 
 
@@ -179,7 +183,8 @@ def test_how_many_pairs_are_measured_where_nothing_is_said(changes, pairs, tiny_
     [
         ({}, True),
         ({"relinearise_every": 0}, False),
-        ({"twin_pairs": 80}, False),  # 0.25 · 15 · 160 rows are no two passes over 4 · 80 pairs
+        ({"twin_pairs": 80}, True),
+        ({"twin_pairs": 80, "num_train_epochs": 9}, False),  # 0.25 · 9 · 160 rows: no two passes over 2 · (80 + 20)
         ({"twin_pairs": 80, "relinearise_tolerance": 0.2}, True),
         ({"pilot_fraction": 0.9}, False),
         ({"use_peft": False}, False),

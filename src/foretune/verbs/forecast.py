@@ -221,7 +221,7 @@ def _by_heart(problem: ForecastProblem) -> list[str]:
     return [
         "Measured pairs stand for others, and too few pairs are held out to tell what they would learn by heart: "
         "losses of free text are then forecast too low. Hold some rows out (--test_fraction 0.2), or take features on "
-        "the way (--relinearise_every) and observe more pairs than are measured (--observe_pairs, --twin_pairs)."
+        "the way (--relinearise_every)."
     ]
 
 

@@ -95,7 +95,7 @@ class Lineariser:
             return np.empty(0, dtype=np.int64)
         as_many_more, few_more = (
             prepared.representatives(prepared.twin_pairs + more, split="train")
-            for more in (prepared.twin_pairs, FEWEST_PAIRS)
+            for more in (prepared.twin_pairs, min(prepared.twin_pairs, FEWEST_PAIRS))
         )
         few_more = np.intersect1d(few_more, prepared.audited_places)  # the reference's scores are known of these
         return np.setdiff1d(np.union1d(np.intersect1d(prepared.observed, as_many_more), few_more), self.measured)
