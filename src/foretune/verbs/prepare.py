@@ -101,12 +101,13 @@ class Prepared(NamedTuple):
 
     def _affordable_pairs(self) -> NumPairs:
         """Of each behaviour and split, where features may be taken anew on the way."""
-        job, most = self.job, NumPairs(MOST_PAIRS, MOST_PAIRS)
+        job, most, sizes = self.job, NumPairs(MOST_PAIRS, MOST_PAIRS), self._group_sizes
         once = job.twin != "weight_space" or job.ours.relinearise_every == 0
-        pairs = most if once else affordable_pairs(self._num_rows, len(self._group_sizes))
+        num_rows = job.num_steps(self.num_train_units) * job.rows_per_step
+        pairs = most if once else affordable_pairs(num_rows, len(sizes))
         if job.twin == "output_layer" or not self._free_text:
             return pairs
-        texts = affordable_texts(self._num_rows / (1 + self._sided), self._group_sizes, once=once)
+        texts = affordable_texts(self._steps_left * job.rows_per_step / (1 + self._sided), sizes, once=once)
         wanted = max(job.ours.audit_pairs or texts, pairs.measured)  # a sample that is asked for is not enlarged
         return pairs._replace(measured=min(texts, wanted))
 
@@ -116,14 +117,13 @@ class Prepared(NamedTuple):
         if ours.relinearise_every is not None or ours.relinearise_tolerance:
             return bool(ours.relinearise_every or ours.relinearise_tolerance)
         measured = (1 + self._sided) * int(np.minimum(self._group_sizes, measured).sum())
-        passes = affordable_interval(self._num_rows // job.rows_per_step, job.rows_per_step, measured) > 0
+        passes = affordable_interval(self._steps_left, job.rows_per_step, measured) > 0
         return job.twin == "weight_space" and passes
 
     @property
-    def _num_rows(self) -> int:
-        """That the run trains on after its pilot, each as often as it does."""
-        steps = self.job.num_steps(self.num_train_units)
-        return round(steps * (1 - self.job.ours.pilot_fraction)) * self.job.rows_per_step
+    def _steps_left(self) -> int:
+        """Optimiser steps after the pilot."""
+        return round(self.job.num_steps(self.num_train_units) * (1 - self.job.ours.pilot_fraction))
 
     @property
     def _group_sizes(self) -> np.ndarray:
