@@ -261,6 +261,19 @@ def refuse_rlhf(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None
         )
 
 
+def refuse_trained_instead(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Refuse a forecast whose place training has taken, where one from features is asked for.
+
+    Raises:
+        UserError: it is one.
+    """
+    if record["forecast"]["pilot_steps"] >= record["forecast"]["steps"]:
+        raise UserError(
+            f"the forecast in {path} is the run itself, which was cheaper to train than to forecast: for one from "
+            f"features, run `foretune forecast --relinearise_every 0 --output_dir {path}`."
+        )
+
+
 def _finite(content: Any) -> Any:
     if isinstance(content, Mapping):
         return {str(key): _finite(value) for key, value in content.items()}

@@ -6,7 +6,7 @@ from typing import Any
 from foretune.errors import UserError
 from foretune.records import RunFolder, load_run
 from foretune.records.provenance import sha256_of
-from foretune.records.run_folder import refuse_rlhf
+from foretune.records.run_folder import refuse_rlhf, refuse_trained_instead
 from foretune.verbs.progress import Progress
 from foretune.verification import compare, judge_revisions
 
@@ -30,11 +30,7 @@ def verify(run: "RunFolder | str", *, split: str = "train", progress: Progress |
             f"{folder.path} has no finished {' and no finished '.join(missing)}: run "
             f"`foretune {missing[0]} --output_dir {folder.path}` first."
         )
-    if folder.record["forecast"]["pilot_steps"] >= folder.record["forecast"]["steps"]:
-        raise UserError(
-            f"the forecast in {folder.path} is the run itself, which was cheaper to train than to forecast: for one to "
-            f"verify, run `foretune forecast --relinearise_every 0 --output_dir {folder.path}`."
-        )
+    refuse_trained_instead(folder.path, folder.record)
     tables = {name: folder.need_table(name) for name in ("forecast", "observed")}
     pairs = folder.need_table("pairs", ["pair_id", "behaviour", "split"])
     arrays = {name: folder.need_arrays(name) for name in ("forecast_pairs", "observed_pairs")}

@@ -26,6 +26,7 @@ from foretune.dynamics.simulated_run import SimulatedRun, simulate_run
 from foretune.errors import UserError
 from foretune.objectives import LossOfPairs, Objective, SidedLoss, unpaired_order
 from foretune.records import RunFolder, load_run
+from foretune.records.run_folder import refuse_trained_instead
 from foretune.scores import Convention
 from foretune.verbs.job import TYPES, Job, job_from
 from foretune.verbs.losses import OF_RESPONSES, convention_of, margin_loss, objective_of
@@ -76,11 +77,7 @@ class StoredTwin:
             )
         section = self.folder.record["forecast"]
         keys, settings = section["anchors"], section.get("settings") or self.folder.read_yaml("config.yaml")
-        if section["pilot_steps"] >= section["steps"]:
-            raise UserError(
-                f"the forecast in {self.folder.path} is the run itself, which was cheaper to train than to forecast: "
-                "for what-ifs run `foretune forecast` with --relinearise_every 0."
-            )
+        refuse_trained_instead(self.folder.path, self.folder.record)
         if not keys or settings is None:
             raise UserError(
                 f"the forecast in {self.folder.path} simulated the output layer or a trainer built in Python: "
