@@ -161,10 +161,11 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
     yield Run("test-0", 0, **FULL), [FEW[0], FEW[1], FEW[3], *ALL]
     for mixture in ("tuning-0", "test-0"):
         yield Run(mixture, 0, dtype="float32", **FULL), [FULL_PASSES, FEW[0], FULL_PILOT_PASSES, FEW[3]]
-    for seed in (1, 0):
+    for seed in (1, 0, 2):
         yield Run("test-0", seed, **FULL), FULL_LOOKS
     yield LONG, [*at_cost(LONG, 0.1), *LOOKS[2:]]
     yield LONG._replace(seed=1), [*LOOKS, *at_cost(LONG, 0.1)[-3:]]
+    yield LONG._replace(seed=2), LOOKS[1:]
     yield HALF_LONG, [*at_cost(HALF_LONG, 0.1), ALL[0], FEW[2]]
     yield HALF_LONGER, at_cost(HALF_LONGER, 0.05)
     yield Run("test-0", 2), [*FEW[:1], PASSES[0], *SHORTER, *PILOTS]
@@ -187,7 +188,8 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
         Forecast(5, pairs=20, held=20),
         *(Forecast(pilot=pilot, held=30) for pilot in (0.1, 0.2)),
     ]
-    yield TEXT._replace(seed=1), [ALL[0], *LOOKS[1:]]
+    for seed in (1, 2):
+        yield TEXT._replace(seed=seed), [ALL[0], *LOOKS[1:]]
     yield TEXT._replace(dtype="float32", observations=5), [FEW[0], *held, SHORTER[3], SHORTER[1], ALL[0]]
     yield (
         TEXT._replace(mixture="tuning-text"),
@@ -204,6 +206,10 @@ def plan() -> Iterator[tuple[Run, list[Method]]]:
     for rate in (1e-4, 4e-4):
         yield Run("test-0", 0, learning_rate=rate), [*LOOKS[1:], *FEW[:3], PASSES[0]]
     yield Run("test-0", 0, optim="sgd", learning_rate=0.2), [*LOOKS[1:], *SHORTER, *FEW[:3], PASSES[0]]
+    for seed in (1, 2):
+        yield Run("test-0", seed, optim="sgd", learning_rate=0.2), LOOKS[1:]
+        for rate in (4e-4, 1e-4):
+            yield Run("test-0", seed, learning_rate=rate), LOOKS[1:]
     yield Run("tuning-0", 0), [*LOOKS, *CHOICES, *PASSES, *MORE_PASSES]
     for mixture, seed in (("test-1", 0), ("test-0", 0), ("test-0", 1), ("test-0", 2), ("test-1", 1), ("test-1", 2)):
         yield Run(mixture, seed), [*LOOKS, *FEW, *ALL, *PASSES, *SHORTER]
