@@ -1,5 +1,7 @@
 """Attention by products gives what PyTorch's own attention gives, forward and backward."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -34,3 +36,34 @@ def test_products_equal_the_fused_kernel_in_float64(dtype, tolerance, autocast, 
     for found, wanted in zip([output, *torch.autograd.grad(output, leaves, direction)], expected, strict=True):
         assert found.dtype == dtype
         torch.testing.assert_close(found.double(), wanted, atol=tolerance, rtol=tolerance)
+
+
+def attended(tokens):
+    leaves = [torch.randn(2, heads, tokens, 8).requires_grad_() for heads in (4, 2, 2)]
+    mask = torch.ones(tokens, tokens, dtype=torch.bool).tril().repeat(2, 1, 1, 1)
+    mask.grid = None
+    return tree_attention(torch.nn.Identity(), *leaves, mask, scaling=0.3)[0], leaves
+
+
+def test_memory_of_scores_is_used_again_whatever_the_mode_and_the_size():
+    torch.manual_seed(0)
+    expected = [torch.autograd.grad(output.sum(), leaves) for output, leaves in map(attended, (5, 9, 7))]
+    torch.manual_seed(0)
+
+    def in_a_thread_without_memory():
+        found = []
+        with torch.inference_mode():
+            attended(6)
+        torch.manual_seed(0)
+        for tokens in (5, 9, 7):
+            output, leaves = attended(tokens)
+            with torch.inference_mode():  # between a pass and its gradients
+                product_attention.product_attention(
+                    *(part.detach() for part in leaves), torch.zeros(2, 1, tokens, tokens), scaling=2.0
+                )
+            found.append(torch.autograd.grad(output.sum(), leaves))
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(in_a_thread_without_memory).result()
+    torch.testing.assert_close(found, expected, atol=0.0, rtol=0.0)

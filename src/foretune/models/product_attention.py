@@ -5,8 +5,10 @@ may come in one line, each of its own length, without padding.
 """
 
 import functools
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +24,9 @@ SCORES_AT_ONCE = {"cpu": 2**19}
 SCORES_AT_ONCE_OF_OTHERS = 2**28
 # On CPUs long rows are cut into parts of this many queries or more, which need no scores with the keys after them.
 QUERIES_AT_ONCE = 128
+
+# What `_room` gives to each thread.
+_ROOMS = threading.local()
 
 
 def product_attention(
@@ -124,8 +129,8 @@ class _Products(torch.autograd.Function):
                     seen, more = (slice(None), slice(None), slice(stop)), part.stop < asked.shape[2]
                     own, pull = asked[:, :, part].contiguous(), pulled[:, :, part].contiguous()
                     weights, slope = _weights(own, keys[seen], bias[:, :, part], None, options)
-                    of_weights = _scores(pull, values[seen], 1.0)
-                    of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+                    of_scores = _scores(pull, values[seen], 1.0, room=1)
+                    torch._softmax_backward_data(of_scores, weights, -1, weights.dtype, grad_input=of_scores)
                     if slope is not None:
                         of_scores *= slope
                     of_query[:, :, part] = _weighted(of_scores, keys[seen]).mul_(options.scaling)
@@ -239,7 +244,8 @@ def _weights(
     if options.softcap is not None:
         capped = torch.tanh(scores / options.softcap)
         scores, slope = options.softcap * capped, 1 - capped.square()
-    return torch.softmax(scores.add_(bias[..., : scores.shape[-1]]), -1), slope
+    scores.add_(bias[..., : scores.shape[-1]])
+    return torch._softmax(scores, -1, False, out=scores), slope
 
 
 def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -257,13 +263,25 @@ def _added_in_float32(query: Tensor) -> Iterator[None]:
         yield
 
 
-def _scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """Scaled products of queries and keys; heads that share a key head are one matrix."""
+def _scores(query: Tensor, key: Tensor, scaling: float, *, room: int = 0) -> Tensor:
+    """Scaled products of queries and keys, written into a room; heads that share a key head are one matrix."""
     rows, heads, tokens, dim = query.shape
     groups = query.reshape(rows * key.shape[1], -1, dim)
     keys = _wide(key).reshape(rows * key.shape[1], -1, dim)
-    unused = groups.new_empty(1, 1, 1)
-    return torch.baddbmm(unused, groups, keys.transpose(1, 2), beta=0, alpha=scaling).view(rows, heads, tokens, -1)
+    unused, scores = groups.new_empty(1, 1, 1), _room(room, groups, (len(groups), groups.shape[1], keys.shape[1]))
+    torch.baddbmm(unused, groups, keys.transpose(1, 2), beta=0, alpha=scaling, out=scores)
+    return scores.view(rows, heads, tokens, -1)
+
+
+def _room(number: int, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Memory that this thread uses again: on a CPU to fetch new memory for scores takes as long as to compute them."""
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    rooms, name = _ROOMS.__dict__, (number, like.dtype)
+    if name not in rooms or len(rooms[name]) < prod(shape):
+        with torch.inference_mode(False):  # so that gradients may use it, too
+            rooms[name] = torch.empty(prod(shape), dtype=like.dtype)
+    return rooms[name][: prod(shape)].view(shape)
 
 
 def _weighted(weights: Tensor, value: Tensor) -> Tensor:
@@ -282,7 +300,7 @@ def _collect(total: Tensor, weights: Tensor, query: Tensor, scaling: float, *, m
 
 def _scores_of_one(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     """The same where all rows see one row's keys, shape (1, heads, keys, head_dim): all rows are one matrix."""
-    return _scores(_rows_as_tokens(query), key, scaling).unflatten(2, (len(query), -1))[0].transpose(0, 1)
+    return _scores(_rows_as_tokens(query), key, scaling, room=1).unflatten(2, (len(query), -1))[0].transpose(0, 1)
 
 
 def _weighted_of_one(weights: Tensor, value: Tensor) -> Tensor:
