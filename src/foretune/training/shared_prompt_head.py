@@ -71,7 +71,7 @@ def _score(
     inner = trunk(model)  # this is inside `model`'s own forward, where FSDP's hooks have run
     if torch.is_grad_enabled() or is_sharded(model):  # sharded: every process must call the trunk equally often
         # a recomputed pass would run outside the context, and must save what the first one saved
-        with nullcontext() if model.is_gradient_checkpointing else FrozenKernels():
+        with nullcontext() if _is_checkpointing(model) else FrozenKernels():
             states = states_of(inner, trees, packed=packed)
     else:
         states = ForwardPass(inner, packed=packed).states(trees)
@@ -110,6 +110,11 @@ def _score(
         label_mask=mask,
         aux_loss=None,
     )
+
+
+def _is_checkpointing(model: PreTrainedModel) -> bool:
+    """As transformers' own property, which has another name since 5.20."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def _token_scores(head: Head, states: Tensor, token: Tensor, exact: bool, scores_only: bool) -> tuple[Tensor, ...]:

@@ -33,8 +33,9 @@ class SharedArguments:
     observe_pairs: int | None = field(
         default=None,
         metadata={
-            "help": "Pairs of each behaviour and split that are measured at those steps. Default: 50; fewer, at least "
-            "20, where a forecast of adapters can take its features more than once for a quarter of the run."
+            "help": "Pairs of each behaviour and split that are measured at those steps. Default: 50; where "
+            "`foretune forecast` can then take features of adapters more than once for a quarter of the run, fewer (at "
+            "least 20)."
         },
     )
     restart: bool = field(default=False, metadata={"help": "Discard what the run folder holds and start anew."})
