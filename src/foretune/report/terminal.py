@@ -40,7 +40,7 @@ def print_summary(run_dir: Path | str, console: Console | None = None) -> None:
 
 
 def _table(verdicts: list[BehaviourVerdict]) -> Table:
-    table = Table(title="Behaviours", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title="Behaviours", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("behaviour", overflow="fold", min_width=14)
     table.add_column("verdict", overflow="fold", min_width=13)
     has = {name: any(getattr(item, name) for item in verdicts) for name in ("forecast", "observed")}
