@@ -25,8 +25,9 @@ SCORES_AT_ONCE_OF_OTHERS = 2**28
 # On CPUs long rows are cut into parts of this many queries or more, which need no scores with the keys after them.
 QUERIES_AT_ONCE = 128
 
-# What `_room` gives to each thread.
+# What `_room` gives to each thread, and how many numbers it keeps at most.
 _ROOMS = threading.local()
+LARGEST_ROOM = 2**23
 
 
 def product_attention(
@@ -275,13 +276,13 @@ def _scores(query: Tensor, key: Tensor, scaling: float, *, room: int = 0) -> Ten
 
 def _room(number: int, like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Memory that this thread uses again: on a CPU to fetch new memory for scores takes as long as to compute them."""
-    if like.device.type != "cpu":
+    size, rooms, name = prod(shape), _ROOMS.__dict__, (number, like.dtype)
+    if like.device.type != "cpu" or size > LARGEST_ROOM:
         return like.new_empty(shape)
-    rooms, name = _ROOMS.__dict__, (number, like.dtype)
-    if name not in rooms or len(rooms[name]) < prod(shape):
+    if name not in rooms or len(rooms[name]) < size:
         with torch.inference_mode(False):  # so that gradients may use it, too
-            rooms[name] = torch.empty(prod(shape), dtype=like.dtype)
-    return rooms[name][: prod(shape)].view(shape)
+            rooms[name] = torch.empty(size, dtype=like.dtype)
+    return rooms[name][:size].view(shape)
 
 
 def _weighted(weights: Tensor, value: Tensor) -> Tensor:
