@@ -265,7 +265,10 @@ def _added_in_float32(query: Tensor) -> Iterator[None]:
 
 
 def _scores(query: Tensor, key: Tensor, scaling: float, *, room: int = 0) -> Tensor:
-    """Scaled products of queries and keys, written into a room; heads that share a key head are one matrix."""
+    """Scaled products of queries and keys; heads that share a key head are one matrix.
+
+    What is in a room (`_room`) is lost with the next scores there.
+    """
     rows, heads, tokens, dim = query.shape
     groups = query.reshape(rows * key.shape[1], -1, dim)
     keys = _wide(key).reshape(rows * key.shape[1], -1, dim)
